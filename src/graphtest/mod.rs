@@ -1,0 +1,1 @@
+//! The framework: scenario language, loading, selection, running, mutants, events, reports.

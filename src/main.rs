@@ -1,0 +1,2 @@
+//! The `graphtest` command.
+fn main() {}

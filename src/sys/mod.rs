@@ -1,0 +1,1 @@
+//! Kernel interfaces, one file each. The only module that may use `unsafe`.
