@@ -1,1 +1,35 @@
 //! Where a driver's home can live: backings, made for a cell and given back.
+
+mod facts;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use facts::{Fact, Facts};
+
+/// A directory in which homes of a driver under test are made, with what was found out about it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// An absolute path; everything below it belongs to the run.
+    pub dir: PathBuf,
+    /// The backing's name as reports show it: `dir`, `tmpfs`, ...
+    pub backing: String,
+    /// What the machine and the filesystem can do, probed.
+    pub facts: Facts,
+}
+
+impl Place {
+    /// Probes `dir`, which must exist and be writable.
+    ///
+    /// # Errors
+    /// The directory cannot be resolved or nothing can be made in it.
+    pub fn probe(dir: impl Into<PathBuf>, backing: impl Into<String>) -> io::Result<Self> {
+        let dir = std::fs::canonicalize(dir.into())?;
+        let facts = Facts::probe(&dir)?;
+        Ok(Self {
+            dir,
+            backing: backing.into(),
+            facts,
+        })
+    }
+}
