@@ -45,6 +45,10 @@ pub enum Error {
 impl Error {
     /// Wraps a failed system call on an entry.
     pub fn io(op: &'static str, path: &TreePath, source: impl Into<io::Error>) -> Self {
-        Self::Io { op, path: path.clone(), source: source.into() }
+        Self::Io {
+            op,
+            path: path.clone(),
+            source: source.into(),
+        }
     }
 }

@@ -65,7 +65,11 @@ impl fmt::Display for Capability {
 impl FromStr for Capability {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL.iter().copied().find(|c| c.name() == s).ok_or_else(|| format!("unknown capability `{s}`"))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|c| c.name() == s)
+            .ok_or_else(|| format!("unknown capability `{s}`"))
     }
 }
 
@@ -81,7 +85,10 @@ pub struct Capabilities {
 impl Capabilities {
     /// A set of claims without a depth limit.
     pub fn new(claims: impl IntoIterator<Item = Capability>) -> Self {
-        Self { claims: claims.into_iter().collect(), max_depth: None }
+        Self {
+            claims: claims.into_iter().collect(),
+            max_depth: None,
+        }
     }
 
     /// The same with a depth limit.

@@ -151,20 +151,29 @@ impl ErrorClass {
 impl Error {
     /// Wraps a failed system call.
     pub fn io(op: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
-        Self::Io { op, path: path.into(), source: source.into() }
+        Self::Io {
+            op,
+            path: path.into(),
+            source: source.into(),
+        }
     }
 
     /// Whether selection may go on to the next driver: one of the three not-supported errors (moby's `IsDriverNotSupported`).
     pub fn is_driver_not_supported(&self) -> bool {
-        matches!(self, Self::NotSupported(_) | Self::Prerequisites(_) | Self::IncompatibleFs(_))
+        matches!(
+            self,
+            Self::NotSupported(_) | Self::Prerequisites(_) | Self::IncompatibleFs(_)
+        )
     }
 
     /// The class scenarios compare.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotSupported(_) | Self::Prerequisites(_) | Self::IncompatibleFs(_) | Self::QuotaNotSupported(_) | Self::NoDriver => {
-                ErrorClass::NotSupported
-            }
+            Self::NotSupported(_)
+            | Self::Prerequisites(_)
+            | Self::IncompatibleFs(_)
+            | Self::QuotaNotSupported(_)
+            | Self::NoDriver => ErrorClass::NotSupported,
             Self::SeveralPriorDrivers { .. } => ErrorClass::Conflict,
             Self::UnknownLayer(_) => ErrorClass::NotFound,
             Self::LayerExists(_) | Self::AlreadyRegistered(_) => ErrorClass::Exists,

@@ -8,5 +8,7 @@ mod driver;
 mod error;
 
 pub use capability::{Capabilities, Capability};
-pub use driver::{Change, ChangeKind, CreateOpts, DiffGetter, DiffStream, Driver, FileGetCloser, ProtoDriver};
+pub use driver::{
+    Change, ChangeKind, CreateOpts, DiffGetter, DiffStream, Driver, FileGetCloser, ProtoDriver,
+};
 pub use error::{Error, ErrorClass, Result};

@@ -44,7 +44,11 @@ pub fn unescape(text: &str) -> Result<Vec<u8>, String> {
 
 /// Writes bytes the way [`unescape`] reads them.
 pub fn escape(bytes: &[u8]) -> String {
-    if bytes.is_empty() { String::new() } else { TreePath(bytes.to_vec()).to_string() }
+    if bytes.is_empty() {
+        String::new()
+    } else {
+        TreePath(bytes.to_vec()).to_string()
+    }
 }
 
 /// A scalar of the language: text on the surface, a checked value inside.
