@@ -1,3 +1,12 @@
 //! Kernel interfaces, one file each. The only module that may use `unsafe`.
 
+pub mod copy;
+pub mod fs;
+pub mod identity;
+pub mod mount;
+pub mod ns;
+pub mod ptrace;
 pub mod remove;
+pub mod xattr;
+
+pub use identity::{act_as, unshare_fs, with_umask};

@@ -119,7 +119,7 @@ pub struct Rdev {
     pub minor: u32,
 }
 
-/// SHA-256 of a file's content.
+/// Digest of a file's content, see [`content::Hasher`](super::content::Hasher): SHA-256 in which zeros cost nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
@@ -128,7 +128,7 @@ pub struct Digest(pub [u8; 32]);
 pub struct Content {
     /// Apparent size in bytes (`st_size`).
     pub size: u64,
-    /// Digest of all `size` bytes, holes read as zeros.
+    /// Digest of all `size` bytes; a hole equals zeros.
     pub digest: Digest,
     /// The first bytes (at most 64), to be shown when two contents differ.
     pub head: Vec<u8>,

@@ -1,0 +1,266 @@
+//! Mounts: mount(2), umount2(2), and the mount table of the calling thread's namespace.
+//!
+//! The new mount API (`fsopen`, `fsconfig`, `fsmount`, `move_mount`) needs no wrapper: it is safe as rustix has it.
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+pub use rustix::mount::MountFlags;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+/// One line of `/proc/thread-self/mountinfo`; see proc_pid_mountinfo(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    /// The mount's id.
+    pub id: u64,
+    /// The id of the mount it sits on.
+    pub parent: u64,
+    /// `st_dev` of what is mounted, as major and minor.
+    pub device: (u32, u32),
+    /// The directory inside the mounted filesystem that forms the mount's root.
+    pub root: PathBuf,
+    /// Where it is mounted, as seen from the process's root.
+    pub path: PathBuf,
+    /// Options of the mount, comma-separated.
+    pub options: String,
+    /// Propagation: the optional fields, such as `shared:1 master:2`; empty means private.
+    pub propagation: String,
+    /// The filesystem's type, such as `overlay`.
+    pub fs_type: String,
+    /// The source, as the filesystem shows it.
+    pub source: OsString,
+    /// Options of the filesystem, comma-separated.
+    pub super_options: OsString,
+}
+
+/// mount(2) with textual data.
+///
+/// # Errors
+/// The errno of the call; `EINVAL` when an argument holds NUL.
+pub fn mount(
+    source: &Path,
+    target: &Path,
+    fs_type: &str,
+    flags: MountFlags,
+    data: &[u8],
+) -> io::Result<()> {
+    let data = CString::new(data)?;
+    let data = (!data.is_empty()).then_some(data.as_c_str());
+    Ok(rustix::mount::mount(source, target, fs_type, flags, data)?)
+}
+
+/// Makes `source` visible at `target` too (`MS_BIND`); mounts below `source` are not taken along.
+///
+/// # Errors
+/// The errno of the call.
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind(source, target)?)
+}
+
+/// Makes an existing mount read-only for this mount point alone (`MS_REMOUNT|MS_BIND|MS_RDONLY`).
+///
+/// # Errors
+/// The errno of the call.
+pub fn remount_bind_read_only(target: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(
+        target,
+        MountFlags::BIND | MountFlags::RDONLY,
+        "",
+    )?)
+}
+
+/// Makes the mount at `path` private: mounts below it neither propagate to other namespaces nor come from there.
+///
+/// # Errors
+/// `EINVAL` when `path` is not a mount point.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_change(
+        path,
+        MountPropagationFlags::PRIVATE,
+    )?)
+}
+
+/// [`make_private`] for the mount at `path` and all mounts below it.
+///
+/// # Errors
+/// `EINVAL` when `path` is not a mount point.
+pub fn make_private_recursive(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_change(
+        path,
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?)
+}
+
+/// Unmounts what is mounted at `path`, never following a symbolic link at its end.
+///
+/// # Errors
+/// `EBUSY` when it is in use, `EINVAL` when nothing is mounted there.
+pub fn umount(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::unmount(path, UnmountFlags::NOFOLLOW)?)
+}
+
+/// Detaches what is mounted at `path` (`MNT_DETACH`): gone from the name space at once, given up when no longer in use.
+///
+/// # Errors
+/// `EINVAL` when nothing is mounted there.
+pub fn umount_detach(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::unmount(
+        path,
+        UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+    )?)
+}
+
+/// The mount table of the calling thread's mount namespace, in the kernel's order (a mount comes after what it is on).
+///
+/// # Errors
+/// When `/proc` is not mounted, or a line does not have the documented form.
+pub fn mount_table() -> io::Result<Vec<MountPoint>> {
+    let text = std::fs::read("/proc/thread-self/mountinfo")?;
+    text.split(|b| *b == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            parse_line(line).ok_or_else(|| {
+                let line = String::from_utf8_lossy(line);
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("a line of mountinfo is not understood: {line}"),
+                )
+            })
+        })
+        .collect()
+}
+
+/// The mounts at or below `path`, in the kernel's order: unmount from the last to the first.
+///
+/// # Errors
+/// Those of [`mount_table`].
+pub fn mounts_below(path: &Path) -> io::Result<Vec<MountPoint>> {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let mut mounts = mount_table()?;
+    mounts.retain(|m| m.path.starts_with(&path));
+    Ok(mounts)
+}
+
+/// Whether something is mounted at `path` (bind mounts too); a symbolic link at its end is not followed.
+///
+/// # Errors
+/// The errno of statx(2), such as `ENOENT`.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let st = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
+    if st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
+    }
+    // Kernels before 5.8 do not tell.
+    let path = path.canonicalize()?;
+    Ok(mount_table()?.iter().any(|m| m.path == path))
+}
+
+fn parse_line(line: &[u8]) -> Option<MountPoint> {
+    let mut fields = line.split(|b| *b == b' ');
+    let text = |f: &mut dyn Iterator<Item = &[u8]>| {
+        f.next().map(|f| String::from_utf8_lossy(f).into_owned())
+    };
+    let id = text(&mut fields)?.parse().ok()?;
+    let parent = text(&mut fields)?.parse().ok()?;
+    let device = text(&mut fields)?;
+    let (major, minor) = device.split_once(':')?;
+    let root = unescape_octal(fields.next()?);
+    let path = unescape_octal(fields.next()?);
+    let options = text(&mut fields)?;
+    let mut propagation = Vec::new();
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            tag => propagation.push(String::from_utf8_lossy(tag).into_owned()),
+        }
+    }
+    Some(MountPoint {
+        id,
+        parent,
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        root: root.into(),
+        path: path.into(),
+        options,
+        propagation: propagation.join(" "),
+        fs_type: text(&mut fields)?,
+        source: unescape_octal(fields.next()?),
+        super_options: unescape_octal(fields.next().unwrap_or_default()),
+    })
+}
+
+/// Space, tab, newline and backslash stand as `\ooo` in the table.
+fn unescape_octal(field: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&b, tail)) = rest.split_first() {
+        let octal = (b == b'\\')
+            .then(|| tail.get(..3))
+            .flatten()
+            .filter(|d| d.iter().all(|c| (b'0'..=b'7').contains(c)));
+        if let Some(d) = octal {
+            out.push(
+                d.iter()
+                    .fold(0u8, |n, c| n.wrapping_mul(8).wrapping_add(c - b'0')),
+            );
+            rest = &tail[3..];
+        } else {
+            out.push(b);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// Escapes a path for a mount option that is a list: overlayfs splits at `:` and `,` and takes `\` as an escape.
+pub fn escape_overlay_path(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &b in path.as_os_str().as_bytes() {
+        if matches!(b, b'\\' | b':' | b',') {
+            out.push(b'\\');
+        }
+        out.push(b);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_table_is_taken_apart() {
+        let line = br"36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime master:1 shared:2 - ext3 /dev/ro\012ot rw,errors=continue";
+        let m = parse_line(line).expect("the line of proc(5)");
+        assert_eq!((m.id, m.parent, m.device), (36, 35, (98, 0)));
+        assert_eq!(m.root, Path::new("/mnt1"));
+        assert_eq!(m.path, Path::new("/mnt 2\\x"));
+        assert_eq!(
+            (m.options.as_str(), m.propagation.as_str()),
+            ("rw,noatime", "master:1 shared:2")
+        );
+        assert_eq!(
+            (m.fs_type.as_str(), m.source.as_bytes()),
+            ("ext3", &b"/dev/ro\not"[..])
+        );
+        assert_eq!(m.super_options, "rw,errors=continue");
+        assert_eq!(parse_line(b"36 35 98:0 / /mnt rw no-separator"), None);
+    }
+
+    #[test]
+    fn the_root_is_a_mount_point_and_a_new_directory_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(is_mount_point(Path::new("/proc")).expect("statx"));
+        assert!(!is_mount_point(dir.path()).expect("statx"));
+        assert!(mounts_below(dir.path()).expect("mountinfo").is_empty());
+        assert!(
+            mounts_below(Path::new("/proc"))
+                .expect("mountinfo")
+                .iter()
+                .any(|m| m.fs_type == "proc")
+        );
+    }
+}

@@ -1,0 +1,315 @@
+//! Work in a forked child: to its end, or to the n-th system call that could have changed something, where it is killed.
+
+#![allow(unsafe_code)]
+
+use std::io;
+
+use nix::libc;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+/// How the child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was killed at the asked system call, which was not carried out.
+    Killed,
+    /// It ended by itself, before it came to that many system calls, with this status.
+    Exited(i32),
+    /// A signal that nobody here sent ended it.
+    Signaled(i32),
+}
+
+/// The status of a child whose work panicked.
+pub const PANICKED: i32 = 101;
+
+/// Runs `work` in a forked child and waits for it; the child's status is what `work` returns, or [`PANICKED`].
+///
+/// Only the calling thread exists in the child. Work that takes locks of the parent's other threads (other than the
+/// allocator's) may wait for ever.
+///
+/// # Errors
+/// Those of fork(2) and waitpid(2).
+pub fn in_child(work: impl FnOnce() -> i32) -> io::Result<Outcome> {
+    let child = spawn(work)?;
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, code)) => return Ok(Outcome::Exited(code)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(Outcome::Signaled(signal as i32)),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn spawn(work: impl FnOnce() -> i32) -> io::Result<Pid> {
+    // SAFETY: the child runs ordinary Rust code on a copy of this thread; glibc keeps its allocator usable after a fork, and the
+    // child leaves through _exit, so that nothing of the parent (exit handlers, buffers) runs twice.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let code =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(PANICKED);
+            // SAFETY: _exit does not return and touches no memory.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+/// Runs `work` in a forked child and kills it, and every thread and process it started, just before its `n`-th (from 1)
+/// system call that could change something outside the process; calls that only look (`read`, `stat`, `mmap`, ...) are not counted,
+/// since being killed at one of them is the same as being killed at the next one that counts.
+///
+/// # Errors
+/// Those of fork(2) and ptrace(2); `EPERM` where tracing is forbidden.
+pub fn fork_killed_at_syscall(n: u64, work: impl FnOnce() -> i32) -> io::Result<Outcome> {
+    let child = spawn(|| {
+        // A process group of its own lets the parent wait for its threads and nothing else.
+        let ready = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))
+            .and_then(|()| ptrace::traceme());
+        if ready.and_then(|()| raise(Signal::SIGSTOP)).is_err() {
+            return PANICKED;
+        }
+        work()
+    })?;
+    let outcome = trace(child, n);
+    if outcome.is_err() {
+        let _ = kill(child, Signal::SIGKILL);
+        let _ = waitpid(child, None);
+    }
+    outcome
+}
+
+fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
+    match waitpid(child, None)? {
+        WaitStatus::Stopped(..) => {}
+        WaitStatus::Exited(_, code) => return Ok(Outcome::Exited(code)),
+        other => {
+            return Err(io::Error::other(format!(
+                "the child did not stop at its start: {other:?}"
+            )));
+        }
+    }
+    ptrace::setoptions(
+        child,
+        Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_EXITKILL
+            | Options::PTRACE_O_TRACECLONE
+            | Options::PTRACE_O_TRACEFORK
+            | Options::PTRACE_O_TRACEVFORK,
+    )?;
+    ptrace::syscall(child, None)?;
+    let group = Pid::from_raw(-child.as_raw());
+    let mut count = 0;
+    let mut killed = false;
+    let mut ended = None;
+    loop {
+        let status = match waitpid(group, Some(WaitPidFlag::__WALL)) {
+            Ok(status) => status,
+            Err(nix::errno::Errno::EINTR) => continue,
+            // Every traced thread and process is gone.
+            Err(nix::errno::Errno::ECHILD) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let (pid, pass_on) = match status {
+            WaitStatus::Exited(pid, code) => {
+                if pid == child {
+                    ended = Some(Outcome::Exited(code));
+                }
+                continue;
+            }
+            WaitStatus::Signaled(pid, signal, _) => {
+                if pid == child {
+                    ended = Some(Outcome::Signaled(signal as i32));
+                }
+                continue;
+            }
+            WaitStatus::PtraceSyscall(pid) => {
+                if !killed && entered(pid).is_some_and(counts) {
+                    count += 1;
+                    if count == n {
+                        killed = true;
+                        // Not resumed: the call it stands at is never carried out. Processes it forked share its group.
+                        nix::sys::signal::killpg(child, Signal::SIGKILL)?;
+                        continue;
+                    }
+                }
+                (pid, None)
+            }
+            WaitStatus::Stopped(pid, Signal::SIGSTOP) if pid != child => (pid, None),
+            WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
+            WaitStatus::PtraceEvent(pid, ..) => (pid, None),
+            _ => continue,
+        };
+        match ptrace::syscall(pid, pass_on) {
+            // Killed in between.
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    match (killed, ended) {
+        (true, _) => Ok(Outcome::Killed),
+        (false, Some(outcome)) => Ok(outcome),
+        (false, None) => Err(io::Error::other("the child vanished")),
+    }
+}
+
+/// The number of the system call that `pid` is about to carry out; `None` when it stands at the end of one.
+fn entered(pid: Pid) -> Option<i64> {
+    // struct ptrace_syscall_info, include/uapi/linux/ptrace.h: op at byte 0, the call's number at byte 24.
+    const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
+    const ENTRY: u64 = 1;
+    let mut info = [0u64; 11];
+    // SAFETY: the kernel writes at most `size_of_val(&info)` bytes into `info`, which outlives the call.
+    let got = unsafe {
+        libc::ptrace(
+            PTRACE_GET_SYSCALL_INFO,
+            pid.as_raw(),
+            size_of_val(&info),
+            info.as_mut_ptr(),
+        )
+    };
+    // `op` is the first byte in memory on either byte order.
+    let op = u64::from(info[0].to_ne_bytes()[0]);
+    (got > 0 && op == ENTRY).then(|| info[3].cast_signed())
+}
+
+/// Whether a system call could change something that outlives the process.
+fn counts(number: i64) -> bool {
+    /// Calls that only look, or change only the process itself.
+    const HARMLESS: &[libc::c_long] = &[
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_readv,
+        libc::SYS_close,
+        libc::SYS_close_range,
+        libc::SYS_fstat,
+        libc::SYS_statx,
+        libc::SYS_newfstatat,
+        libc::SYS_statfs,
+        libc::SYS_fstatfs,
+        libc::SYS_lseek,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mprotect,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_faccessat,
+        libc::SYS_faccessat2,
+        libc::SYS_dup,
+        libc::SYS_dup3,
+        libc::SYS_getdents64,
+        libc::SYS_readlinkat,
+        libc::SYS_getcwd,
+        libc::SYS_getrandom,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_getuid,
+        libc::SYS_geteuid,
+        libc::SYS_getgid,
+        libc::SYS_getegid,
+        libc::SYS_getgroups,
+        libc::SYS_uname,
+        libc::SYS_fcntl,
+        libc::SYS_flock,
+        libc::SYS_futex,
+        libc::SYS_ppoll,
+        libc::SYS_umask,
+        libc::SYS_chdir,
+        libc::SYS_fchdir,
+        libc::SYS_unshare,
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        libc::SYS_set_robust_list,
+        libc::SYS_rseq,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_sched_yield,
+        libc::SYS_prctl,
+        libc::SYS_prlimit64,
+        libc::SYS_capget,
+        libc::SYS_capset,
+        libc::SYS_clock_gettime,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_nanosleep,
+        libc::SYS_fgetxattr,
+        libc::SYS_getxattr,
+        libc::SYS_lgetxattr,
+        libc::SYS_flistxattr,
+        libc::SYS_listxattr,
+        libc::SYS_llistxattr,
+        464, // getxattrat
+        465, // listxattrat
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    !HARMLESS.contains(&number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three_files(dir: &std::path::Path) -> i32 {
+        for name in ["a", "b", "c"] {
+            if std::fs::create_dir(dir.join(name)).is_err() {
+                return 1;
+            }
+        }
+        7
+    }
+
+    #[test]
+    fn the_child_is_killed_before_the_call() {
+        for n in 1..=4 {
+            let tmp = tempfile::tempdir().expect("a directory");
+            let outcome = fork_killed_at_syscall(n, || three_files(tmp.path())).expect("ptrace");
+            let made = std::fs::read_dir(tmp.path()).expect("list").count() as u64;
+            assert_eq!(made, (n - 1).min(3), "killed at {n}");
+            assert_eq!(
+                outcome,
+                if n <= 3 {
+                    Outcome::Killed
+                } else {
+                    Outcome::Exited(7)
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn threads_of_the_child_are_counted_and_killed_too() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let work = || {
+            let dir = tmp.path();
+            std::thread::scope(|s| s.spawn(|| three_files(dir)).join().unwrap_or(1))
+        };
+        assert_eq!(
+            fork_killed_at_syscall(2, work).expect("ptrace"),
+            Outcome::Killed
+        );
+        assert_eq!(std::fs::read_dir(tmp.path()).expect("list").count(), 1);
+        assert_eq!(
+            fork_killed_at_syscall(1000, || 3).expect("ptrace"),
+            Outcome::Exited(3)
+        );
+    }
+
+    #[test]
+    fn a_panic_and_a_signal_are_told_apart() {
+        assert_eq!(
+            in_child(|| panic!("on purpose")).expect("fork"),
+            Outcome::Exited(PANICKED)
+        );
+        let outcome = in_child(|| {
+            let _ = kill(nix::unistd::getpid(), Signal::SIGKILL);
+            0
+        });
+        assert_eq!(outcome.expect("fork"), Outcome::Signaled(9));
+    }
+}
