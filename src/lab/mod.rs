@@ -1,11 +1,15 @@
 //! Where a driver's home can live: backings, made for a cell and given back.
 
+mod backing;
 mod facts;
+mod made;
 
 use std::io;
 use std::path::PathBuf;
 
+pub use backing::{Backing, Provisioned, provision};
 pub use facts::{Fact, Facts};
+pub use made::{Cleaned, Register, clean, dead_runs, state_dir};
 
 /// A directory in which homes of a driver under test are made, with what was found out about it.
 #[derive(Clone, Debug)]

@@ -1,0 +1,222 @@
+//! What happens in a run, as it happens. Everything a person or a machine gets to see is made from these.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// How one result counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Everything held.
+    Pass,
+    /// Something did not hold.
+    Fail,
+    /// It could not be tried; the reason says what was missing.
+    Skip,
+    /// It failed as known, or it is a `may` that does not hold.
+    Xfail,
+    /// It passed although it is known to fail.
+    Xpass,
+}
+
+impl Outcome {
+    /// Every outcome, in the order in which they are counted.
+    pub const ALL: &'static [Self] =
+        &[Self::Pass, Self::Fail, Self::Skip, Self::Xfail, Self::Xpass];
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Skip => "skip",
+            Self::Xfail => "xfail",
+            Self::Xpass => "xpass",
+        }
+    }
+
+    /// Whether it counts against the driver.
+    pub fn is_bad(self) -> bool {
+        matches!(self, Self::Fail | Self::Xpass)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Outcome {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|o| o.name() == s)
+            .ok_or_else(|| format!("unknown outcome `{s}`"))
+    }
+}
+
+/// The machine a run was on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The kernel's release, as `uname -r`.
+    pub kernel: String,
+    /// The machine's architecture, as `uname -m`.
+    pub arch: String,
+    /// How many processors the run could use.
+    pub cpus: usize,
+    /// Whose rights it had: `root`, `root of a user namespace`, `ordinary user`.
+    #[serde(default)]
+    pub user: String,
+}
+
+/// Everything known when a run begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStart {
+    /// The program and its version.
+    pub tool: String,
+    /// When, as RFC 3339.
+    pub started: String,
+    /// The seed of what is random in the run; `None`: nothing was.
+    pub seed: Option<u64>,
+    /// The machine.
+    pub host: Host,
+    /// The cells, in order; later events name them by their index.
+    pub cells: Vec<CellStart>,
+}
+
+/// A cell: one target on one backing under one kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellStart {
+    /// What is tested.
+    pub target: String,
+    /// What its homes live on.
+    pub backing: String,
+    /// The kernel's release.
+    pub kernel: String,
+}
+
+impl fmt::Display for CellStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.target, self.backing)
+    }
+}
+
+/// What became of a cell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CellStatus {
+    /// Its scenarios were run.
+    Ran,
+    /// It cannot run here and was not asked for by name.
+    Skipped,
+    /// It was asked for by name and could not be provisioned, or the harness failed in it.
+    Error,
+}
+
+/// One result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseResult {
+    /// The scenario, `suite/name`.
+    pub id: String,
+    /// The requirements it proves.
+    pub requirements: Vec<String>,
+    /// `must`, `should` or `may`.
+    pub level: String,
+    /// How it counts.
+    pub outcome: Outcome,
+    /// Why, for every outcome but pass.
+    pub reason: Option<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// The row of a scenario with cases.
+    pub case: Option<String>,
+    /// The seed, where it depends on one.
+    pub seed: Option<u64>,
+    /// The command that runs just this again.
+    pub replay: Option<String>,
+    /// Of a failure: the step, as `file:line`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    /// Of a failure: what was done, what was expected and what was found, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detail: Vec<String>,
+    /// Of a failure: the sentences of the contract that do not hold, as `ID: sentence`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contract: Vec<String>,
+    /// Of a failure with `--keep`: where everything was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+}
+
+impl CaseResult {
+    /// `suite/name`, with `#row` for a row.
+    pub fn label(&self) -> String {
+        match &self.case {
+            Some(row) => format!("{}#{row}", self.id),
+            None => self.id.clone(),
+        }
+    }
+}
+
+/// How a cell ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellEnd {
+    /// What became of it.
+    pub status: CellStatus,
+    /// Why, unless it ran.
+    pub reason: Option<String>,
+    /// What it left behind.
+    pub left: Vec<String>,
+}
+
+/// One event of a run. `cell` is an index into [`RunStart::cells`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The run begins.
+    RunStarted(RunStart),
+    /// A cell is ready to run.
+    CellStarted {
+        /// Which.
+        cell: usize,
+        /// The filesystem its homes are on.
+        filesystem: String,
+        /// Capabilities that its driver does not claim.
+        not_claimed: Vec<String>,
+        /// How many results it will have.
+        planned: usize,
+    },
+    /// A scenario begins.
+    CaseStarted {
+        /// Where.
+        cell: usize,
+        /// Which, `suite/name#row`.
+        label: String,
+    },
+    /// A scenario ended.
+    CaseFinished {
+        /// Where.
+        cell: usize,
+        /// Its result.
+        result: CaseResult,
+    },
+    /// A cell ended; it has been given back, except for what `left` says.
+    CellFinished {
+        /// Which.
+        cell: usize,
+        /// How.
+        end: CellEnd,
+    },
+    /// The run ended. Not sent when the process dies.
+    RunFinished {
+        /// By a signal.
+        interrupted: bool,
+        /// What is left behind, over all cells.
+        left: Vec<String>,
+    },
+}

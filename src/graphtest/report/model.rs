@@ -1,0 +1,323 @@
+//! The report as a value: what the events of a run add up to, and what `--report json` writes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::graphtest::event::{CaseResult, CellStatus, Event, Host, Outcome};
+
+/// The version of the JSON report. Fields may be added under one version; none is renamed.
+pub const VERSION: u32 = 1;
+
+/// A whole report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The program and its version.
+    pub tool: String,
+    /// When the run began, as RFC 3339.
+    pub started: String,
+    /// The seed of what was random; `None`: nothing was.
+    pub seed: Option<u64>,
+    /// The machine.
+    pub host: Host,
+    /// Whether the run went to its end. False in the report of a run that is going on, was interrupted or died.
+    #[serde(default)]
+    pub complete: bool,
+    /// The cells, with their results.
+    pub cells: Vec<Cell>,
+    /// How many results of each kind.
+    pub totals: Totals,
+}
+
+/// One cell of a report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cell {
+    /// What was tested.
+    pub target: String,
+    /// What its homes lived on.
+    pub backing: String,
+    /// The filesystem that was, by the mount table.
+    #[serde(default)]
+    pub filesystem: Option<String>,
+    /// The kernel's release.
+    pub kernel: String,
+    /// What became of it.
+    pub status: CellStatus,
+    /// Why, unless it ran.
+    pub reason: Option<String>,
+    /// How many results were to come.
+    #[serde(default)]
+    pub planned: usize,
+    /// Capabilities that the driver does not claim.
+    #[serde(default)]
+    pub not_claimed: Vec<String>,
+    /// What it left behind.
+    #[serde(default)]
+    pub left: Vec<String>,
+    /// The results.
+    pub results: Vec<CaseResult>,
+}
+
+/// How many results of each kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Everything held.
+    pub pass: usize,
+    /// Something did not hold.
+    pub fail: usize,
+    /// Could not be tried.
+    pub skip: usize,
+    /// Failed as known.
+    pub xfail: usize,
+    /// Passed although known to fail.
+    pub xpass: usize,
+}
+
+impl Totals {
+    /// Counts one result.
+    pub fn add(&mut self, outcome: Outcome) {
+        *match outcome {
+            Outcome::Pass => &mut self.pass,
+            Outcome::Fail => &mut self.fail,
+            Outcome::Skip => &mut self.skip,
+            Outcome::Xfail => &mut self.xfail,
+            Outcome::Xpass => &mut self.xpass,
+        } += 1;
+    }
+
+    /// How many of one kind.
+    pub fn of(&self, outcome: Outcome) -> usize {
+        match outcome {
+            Outcome::Pass => self.pass,
+            Outcome::Fail => self.fail,
+            Outcome::Skip => self.skip,
+            Outcome::Xfail => self.xfail,
+            Outcome::Xpass => self.xpass,
+        }
+    }
+
+    /// How many scenarios were really carried out.
+    pub fn executed(&self) -> usize {
+        self.pass + self.fail + self.xfail + self.xpass
+    }
+}
+
+impl Cell {
+    /// The name in lists: `overlay2 on tmpfs`.
+    pub fn name(&self) -> String {
+        format!("{} on {}", self.target, self.backing)
+    }
+
+    /// The results of this cell, counted.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.results.iter().for_each(|r| totals.add(r.outcome));
+        totals
+    }
+
+    /// How many results of a level have an outcome that `which` picks.
+    fn count(&self, level: &str, which: impl Fn(Outcome) -> bool) -> usize {
+        self.results
+            .iter()
+            .filter(|r| r.level == level && which(r.outcome))
+            .count()
+    }
+
+    /// The verdict, one sentence without the cell's name: `conforms (112 must, 31 should, 4 may; not claimed: id-maps)`.
+    pub fn verdict(&self) -> String {
+        match self.status {
+            CellStatus::Skipped => {
+                return format!(
+                    "skipped: {}",
+                    self.reason.as_deref().unwrap_or("no reason given")
+                );
+            }
+            CellStatus::Error => {
+                return format!(
+                    "could not be judged: {}",
+                    self.reason.as_deref().unwrap_or("no reason given")
+                );
+            }
+            CellStatus::Ran => {}
+        }
+        let bad: Vec<String> = ["must", "should"]
+            .into_iter()
+            .map(|level| (level, self.count(level, Outcome::is_bad)))
+            .filter(|(_, n)| *n > 0)
+            .map(|(level, n)| format!("{n} {level}"))
+            .collect();
+        let totals = self.totals();
+        if !bad.is_empty() {
+            return format!("does not conform: {}", bad.join(", "));
+        }
+        if totals.executed() == 0 {
+            return "not judged: no scenario was executed".to_string();
+        }
+        let held = |o| o == Outcome::Pass;
+        let mut inside = vec![format!(
+            "{} must, {} should, {} may",
+            self.count("must", held),
+            self.count("should", held),
+            self.count("may", held)
+        )];
+        if totals.xfail > 0 {
+            inside.push(format!("{} failed as known", totals.xfail));
+        }
+        if totals.skip > 0 {
+            inside.push(format!("{} skipped", totals.skip));
+        }
+        if !self.not_claimed.is_empty() {
+            inside.push(format!("not claimed: {}", self.not_claimed.join(", ")));
+        }
+        let word = if self.results.len() < self.planned {
+            "conforms so far"
+        } else {
+            "conforms"
+        };
+        format!("{word} ({})", inside.join("; "))
+    }
+}
+
+impl Report {
+    /// The report of a run of which only the first event is known; `None` when `event` is not one.
+    pub fn begin(event: &Event) -> Option<Self> {
+        let Event::RunStarted(start) = event else {
+            return None;
+        };
+        let cells = start.cells.iter().map(|c| Cell {
+            target: c.target.clone(),
+            backing: c.backing.clone(),
+            filesystem: None,
+            kernel: c.kernel.clone(),
+            status: CellStatus::Error,
+            reason: Some("the run ended before this cell".to_string()),
+            planned: 0,
+            not_claimed: Vec::new(),
+            left: Vec::new(),
+            results: Vec::new(),
+        });
+        Some(Self {
+            version: VERSION,
+            tool: start.tool.clone(),
+            started: start.started.clone(),
+            seed: start.seed,
+            host: start.host.clone(),
+            complete: false,
+            cells: cells.collect(),
+            totals: Totals::default(),
+        })
+    }
+
+    /// Takes one more event in. Events on cells that the report does not have change nothing.
+    pub fn take(&mut self, event: &Event) {
+        match event {
+            Event::RunStarted(_) | Event::CaseStarted { .. } => {}
+            Event::CellStarted {
+                cell,
+                filesystem,
+                not_claimed,
+                planned,
+            } => {
+                if let Some(cell) = self.cells.get_mut(*cell) {
+                    cell.status = CellStatus::Ran;
+                    cell.reason = None;
+                    cell.filesystem = Some(filesystem.clone());
+                    cell.not_claimed.clone_from(not_claimed);
+                    cell.planned = *planned;
+                }
+            }
+            Event::CaseFinished { cell, result } => {
+                if let Some(cell) = self.cells.get_mut(*cell) {
+                    self.totals.add(result.outcome);
+                    cell.results.push(result.clone());
+                }
+            }
+            Event::CellFinished { cell, end } => {
+                if let Some(cell) = self.cells.get_mut(*cell) {
+                    cell.status = end.status;
+                    cell.reason.clone_from(&end.reason);
+                    cell.left.clone_from(&end.left);
+                }
+            }
+            Event::RunFinished { interrupted, .. } => self.complete = !interrupted,
+        }
+    }
+
+    /// Joins the reports of shards or repeated runs: cells of one target, backing and kernel become one. The host and the
+    /// time are those of the first.
+    ///
+    /// # Errors
+    /// There is none, or one is of another version.
+    pub fn merge(reports: impl IntoIterator<Item = Self>) -> Result<Self, String> {
+        let mut reports = reports.into_iter();
+        let mut all = reports.next().ok_or("no report to merge")?;
+        for report in reports {
+            if report.version != all.version {
+                return Err(format!(
+                    "reports of version {} and {} cannot be merged",
+                    all.version, report.version
+                ));
+            }
+            all.complete &= report.complete;
+            for outcome in report
+                .cells
+                .iter()
+                .flat_map(|c| &c.results)
+                .map(|r| r.outcome)
+            {
+                all.totals.add(outcome);
+            }
+            for cell in report.cells {
+                all.take_cell(cell);
+            }
+        }
+        Ok(all)
+    }
+
+    fn take_cell(&mut self, cell: Cell) {
+        let same = |c: &&mut Cell| {
+            (&c.target, &c.backing, &c.kernel) == (&cell.target, &cell.backing, &cell.kernel)
+        };
+        match self.cells.iter_mut().find(same) {
+            None => self.cells.push(cell),
+            Some(into) => {
+                // An error outweighs having run, and that a skip.
+                let weight = |s: CellStatus| match s {
+                    CellStatus::Skipped => 0,
+                    CellStatus::Ran => 1,
+                    CellStatus::Error => 2,
+                };
+                if weight(cell.status) > weight(into.status) {
+                    into.status = cell.status;
+                    into.reason = cell.reason;
+                }
+                into.planned += cell.planned;
+                into.left.extend(cell.left);
+                into.results.extend(cell.results);
+            }
+        }
+    }
+
+    /// Reads a report back.
+    ///
+    /// # Errors
+    /// It is not JSON of this shape, or of a version that is not known.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let report: Self = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        if report.version == VERSION {
+            Ok(report)
+        } else {
+            Err(format!(
+                "a report of version {}; known is version {VERSION}",
+                report.version
+            ))
+        }
+    }
+
+    /// Every result with its cell.
+    pub fn results(&self) -> impl Iterator<Item = (&Cell, &CaseResult)> {
+        self.cells
+            .iter()
+            .flat_map(|c| c.results.iter().map(move |r| (c, r)))
+    }
+}

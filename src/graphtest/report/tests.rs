@@ -1,0 +1,272 @@
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+use crate::graphtest::event::{
+    CaseResult, CellEnd, CellStart, CellStatus, Host, Outcome, RunStart,
+};
+
+fn result(id: &str, level: &str, outcome: Outcome, reason: Option<&str>) -> CaseResult {
+    CaseResult {
+        id: id.to_string(),
+        requirements: vec!["WHITEOUT-1".to_string()],
+        level: level.to_string(),
+        outcome,
+        reason: reason.map(str::to_string),
+        seconds: 0.0125,
+        case: None,
+        seed: None,
+        replay: Some(format!("graphtest run --target overlay2 --on tmpfs {id}")),
+        location: None,
+        detail: Vec::new(),
+        contract: Vec::new(),
+        kept: None,
+    }
+}
+
+fn failure() -> CaseResult {
+    CaseResult {
+        location: Some("suites/whiteouts.yaml:32".to_string()),
+        detail: vec![
+            "a <b> & \"c\": mode 0755 expected, 0700 found".to_string(),
+            "d/e\u{1b}[31m: missing".to_string(),
+        ],
+        contract: vec!["WHITEOUT-1: A file removed in a layer is gone from its mount.".to_string()],
+        kept: Some("/tmp/kept".to_string()),
+        case: Some("deep #1".to_string()),
+        ..result(
+            "whiteouts/delete-lower-file",
+            "must",
+            Outcome::Fail,
+            Some("tree: top: 2 differences"),
+        )
+    }
+}
+
+/// Every kind of result and of cell, as the events of a run.
+fn events() -> Vec<Event> {
+    let cell = |target: &str, backing: &str| CellStart {
+        target: target.to_string(),
+        backing: backing.to_string(),
+        kernel: "6.1.0".to_string(),
+    };
+    let started = |cell, planned| Event::CellStarted {
+        cell,
+        filesystem: "ext4".to_string(),
+        not_claimed: vec!["id-maps".to_string()],
+        planned,
+    };
+    let finished = |cell, status, reason: Option<&str>, left: &[&str]| Event::CellFinished {
+        cell,
+        end: CellEnd {
+            status,
+            reason: reason.map(str::to_string),
+            left: left.iter().map(|l| (*l).to_string()).collect(),
+        },
+    };
+    let case = |cell, result| Event::CaseFinished { cell, result };
+    vec![
+        Event::RunStarted(RunStart {
+            tool: "graphtest 0.1.0".to_string(),
+            started: "2026-01-02T03:04:05Z".to_string(),
+            seed: Some(42),
+            host: Host {
+                kernel: "6.1.0".to_string(),
+                arch: "x86_64".to_string(),
+                cpus: 2,
+                user: "root".to_string(),
+            },
+            cells: vec![
+                cell("overlay2", "dir"),
+                cell("vfs", "dir"),
+                cell("overlay", "tmpfs"),
+                cell("vfs", "dir:/no"),
+            ],
+        }),
+        started(0, 5),
+        Event::CaseStarted {
+            cell: 0,
+            label: "life/create".to_string(),
+        },
+        case(0, result("life/create", "must", Outcome::Pass, None)),
+        case(0, failure()),
+        case(
+            0,
+            result(
+                "life/quota",
+                "should",
+                Outcome::Skip,
+                Some("needs quota, which overlay2 does not claim"),
+            ),
+        ),
+        case(
+            0,
+            result(
+                "life/known",
+                "should",
+                Outcome::Xfail,
+                Some("known: moby#1"),
+            ),
+        ),
+        case(
+            0,
+            result(
+                "life/mended",
+                "should",
+                Outcome::Xpass,
+                Some("passes although known to fail: moby#2"),
+            ),
+        ),
+        finished(
+            0,
+            CellStatus::Ran,
+            None,
+            &["/x/.graphtest-1: still mounted"],
+        ),
+        started(1, 1),
+        case(1, result("life/create", "must", Outcome::Pass, None)),
+        finished(1, CellStatus::Ran, None, &[]),
+        finished(
+            2,
+            CellStatus::Skipped,
+            Some("overlay: no overlayfs in this kernel"),
+            &[],
+        ),
+        finished(
+            3,
+            CellStatus::Error,
+            Some("make a directory in /no: not found"),
+            &[],
+        ),
+        Event::RunFinished {
+            interrupted: false,
+            left: vec!["/x/.graphtest-1".to_string()],
+        },
+    ]
+}
+
+fn folded(events: &[Event]) -> Report {
+    let mut report = Report::begin(&events[0]).unwrap();
+    events.iter().for_each(|e| report.take(e));
+    report
+}
+
+#[test]
+fn reports_look_as_they_are_kept_in_fixtures() {
+    let report = folded(&events());
+    insta::with_settings!({
+        snapshot_path => "../../../fixtures/reports",
+        prepend_module_to_snapshot => false,
+        omit_expression => true,
+    }, {
+        for kind in [Kind::Json, Kind::Junit, Kind::Tap, Kind::Html, Kind::Text] {
+            insta::assert_snapshot!(kind.to_string(), kind.render(&report));
+        }
+    });
+}
+
+#[test]
+fn json_is_read_back_as_it_was_and_other_versions_are_refused() {
+    let report = folded(&events());
+    let json = Kind::Json.render(&report);
+    assert_eq!(Report::from_json(&json).unwrap(), report);
+    let later = json.replacen("\"version\": 1", "\"version\": 2", 1);
+    assert!(Report::from_json(&later).unwrap_err().contains("version 2"));
+    assert!(Report::from_json("{").is_err());
+}
+
+#[test]
+fn a_crash_at_any_event_leaves_a_valid_report_of_all_cells() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.json");
+    let mut file = File::new(format!("json={}", path.display()).parse().unwrap());
+    let events = events();
+    let mut report = Report::begin(&events[0]).unwrap();
+    for event in &events {
+        report.take(event);
+        file.update(&report, event).unwrap();
+        let found = Report::from_json(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(found.cells.len(), 4);
+        assert_eq!(found.complete, matches!(event, Event::RunFinished { .. }));
+    }
+    assert_eq!(
+        Report::from_json(&std::fs::read_to_string(&path).unwrap()).unwrap(),
+        report
+    );
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "temporary files are gone"
+    );
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_names_its_file() {
+    let events = events();
+    let mut file = File::new("tap=/no/such/dir/r.tap".parse().unwrap());
+    let error = file.update(&folded(&events), &events[0]).unwrap_err();
+    assert!(error.to_string().contains("/no/such/dir/r.tap"), "{error}");
+    assert!("tap".parse::<Wanted>().is_err());
+    assert!("pdf=x".parse::<Wanted>().unwrap_err().contains("junit"));
+}
+
+#[test]
+fn shards_merge_into_the_report_of_the_whole() {
+    let all = events();
+    // Each shard has every cell, and a part of the results.
+    let part = |keep: fn(usize) -> bool| {
+        let kept = all
+            .iter()
+            .enumerate()
+            .filter(|(i, e)| !matches!(e, Event::CaseFinished { .. }) || keep(*i));
+        folded(&kept.map(|(_, e)| e.clone()).collect::<Vec<_>>())
+    };
+    let merged = Report::merge([part(|i| i % 2 == 0), part(|i| i % 2 == 1)]).unwrap();
+    let whole = folded(&all);
+    assert_eq!(merged.totals, whole.totals);
+    assert_eq!(merged.cells.len(), whole.cells.len());
+    for (merged, whole) in merged.cells.iter().zip(&whole.cells) {
+        assert_eq!(
+            (merged.status, merged.results.len()),
+            (whole.status, whole.results.len())
+        );
+    }
+    assert!(Report::merge([]).is_err());
+}
+
+#[test]
+fn the_block_of_a_failure_is_short_however_long_the_difference() {
+    let mut long = failure();
+    long.detail = (0..500).map(|i| format!("path{i}: missing")).collect();
+    long.contract = (0..50).map(|i| format!("LIFE-{i}: a sentence")).collect();
+    let block = text::failure_block(&long);
+    assert!(block.lines().count() <= 20, "{block}");
+    assert!(block.contains("488 lines more"));
+    assert!(
+        block
+            .lines()
+            .last()
+            .unwrap()
+            .contains("again: graphtest run")
+    );
+    assert!(
+        !text::failure_block(&failure()).contains('\u{1b}'),
+        "a driver's text cannot write escapes to the terminal"
+    );
+}
+
+#[test]
+fn the_verdict_counts_what_held() {
+    let report = folded(&events());
+    let verdicts: Vec<_> = report.cells.iter().map(Cell::verdict).collect();
+    assert_eq!(verdicts[0], "does not conform: 1 must, 1 should");
+    assert_eq!(
+        verdicts[1],
+        "conforms (1 must, 0 should, 0 may; not claimed: id-maps)"
+    );
+    assert_eq!(verdicts[2], "skipped: overlay: no overlayfs in this kernel");
+    assert_eq!(
+        verdicts[3],
+        "could not be judged: make a directory in /no: not found"
+    );
+}

@@ -1,0 +1,219 @@
+//! What a person reads: one line a result, a block for each failure, and a summary.
+
+use std::collections::BTreeMap;
+
+use super::{Report, Totals};
+use crate::graphtest::event::{CaseResult, CellStatus, Outcome};
+
+/// How many lines the block of one failure has at most.
+const MAX_LINES: usize = 20;
+
+/// How much of the contract's sentences and of the detail a failure shows: what is cut is in the JSON report.
+const MAX_DETAIL: usize = 12;
+
+/// Whether to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    /// ANSI colours.
+    Colour,
+    /// Plain text.
+    Plain,
+}
+
+impl Paint {
+    /// The outcome's word, five columns wide, coloured.
+    fn word(self, outcome: Outcome) -> String {
+        let word = format!("{:<5}", outcome.name().to_uppercase());
+        let code = match outcome {
+            Outcome::Pass => "32",
+            Outcome::Fail | Outcome::Xpass => "1;31",
+            Outcome::Skip | Outcome::Xfail => "33",
+        };
+        match self {
+            Self::Plain => word,
+            Self::Colour => format!("\x1b[{code}m{word}\x1b[0m"),
+        }
+    }
+
+    /// A heading, in bold.
+    pub fn bold(self, text: &str) -> String {
+        match self {
+            Self::Plain => text.to_string(),
+            Self::Colour => format!("\x1b[1m{text}\x1b[0m"),
+        }
+    }
+}
+
+/// The line of one result: `PASS  0.012s  overlay2 on ext4  whiteouts/delete-lower-file`.
+pub fn result_line(paint: Paint, cell: &str, result: &CaseResult) -> String {
+    let mut line = format!(
+        "{} {:.3}s  {cell}  {}",
+        paint.word(result.outcome),
+        result.seconds,
+        result.label()
+    );
+    if let (Outcome::Skip | Outcome::Xfail, Some(reason)) = (result.outcome, &result.reason) {
+        line.push_str(&format!("  ({})", printable(reason)));
+    }
+    line
+}
+
+/// What is to be said about a failure, below its line: at most about twenty lines, without indentation.
+pub fn failure_lines(result: &CaseResult) -> Vec<String> {
+    let mut out = Vec::new();
+    let reason = result.reason.as_deref().unwrap_or("no reason given");
+    match &result.location {
+        Some(location) => out.push(format!("at {location}: {reason}")),
+        None => out.push(reason.to_string()),
+    }
+    out.extend(result.detail.iter().take(MAX_DETAIL).cloned());
+    if result.detail.len() > MAX_DETAIL {
+        out.push(format!(
+            "... and {} lines more in the JSON report",
+            result.detail.len() - MAX_DETAIL
+        ));
+    }
+    let mut tail = Vec::new();
+    tail.extend(result.kept.iter().map(|k| format!("kept: {k}")));
+    tail.extend(result.replay.iter().map(|r| format!("again: {r}")));
+    for sentence in &result.contract {
+        if out.len() + tail.len() < MAX_LINES - 1 {
+            out.push(format!("{} {sentence}", result.level));
+        }
+    }
+    out.extend(tail);
+    // What a driver says can hold anything: line ends and terminal escapes among it.
+    out.iter().map(|line| printable(line)).collect()
+}
+
+/// The block below a failure's line.
+pub fn failure_block(result: &CaseResult) -> String {
+    failure_lines(result)
+        .iter()
+        .map(|line| format!("       {line}\n"))
+        .collect()
+}
+
+/// The text in one line, control characters shown as escapes.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}
+
+/// How many of each: `112 pass, 1 fail, 3 skip, 0 xfail, 0 xpass`.
+pub fn counts(totals: &Totals) -> String {
+    Outcome::ALL
+        .iter()
+        .map(|o| format!("{} {o}", totals.of(*o)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// The summary: the counts, skips grouped by reason, cells that were skipped or could not be judged, a verdict for each cell.
+pub fn summary(paint: Paint, report: &Report) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&text);
+        out.push('\n');
+    };
+    line(String::new());
+    line(paint.bold(&format!("Summary: {}", counts(&report.totals))));
+    let bad: Vec<_> = report
+        .results()
+        .filter(|(_, r)| r.outcome.is_bad())
+        .collect();
+    for (cell, result) in &bad {
+        line(format!(
+            "  {}  {}  {}",
+            paint.word(result.outcome),
+            cell.name(),
+            result.label()
+        ));
+    }
+    for (title, outcome) in [
+        ("Skipped", Outcome::Skip),
+        ("Failed as known", Outcome::Xfail),
+    ] {
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, result) in report.results().filter(|(_, r)| r.outcome == outcome) {
+            *reasons
+                .entry(result.reason.as_deref().unwrap_or("no reason given"))
+                .or_default() += 1;
+        }
+        if !reasons.is_empty() {
+            line(paint.bold(&format!("{title}:")));
+        }
+        for (reason, count) in reasons {
+            line(format!("  {count:>4}  {}", printable(reason)));
+        }
+    }
+    let left: Vec<_> = report
+        .cells
+        .iter()
+        .flat_map(|c| c.left.iter().map(move |l| (c, l)))
+        .collect();
+    if !left.is_empty() {
+        line(paint.bold("Left behind (graphtest clean gives it back):"));
+    }
+    for (cell, what) in left {
+        line(format!("  {}: {}", cell.name(), printable(what)));
+    }
+    line(paint.bold("Verdict:"));
+    for cell in &report.cells {
+        let on = match &cell.filesystem {
+            Some(filesystem) if *filesystem != cell.backing => format!(" ({filesystem})"),
+            _ => String::new(),
+        };
+        line(format!(
+            "  {}{on}: {}",
+            cell.name(),
+            printable(&cell.verdict())
+        ));
+    }
+    if let Some(seed) = report.seed {
+        line(format!("Seed: {seed}"));
+    }
+    if !report.complete {
+        line(paint.bold("The run did not go to its end."));
+    }
+    out
+}
+
+/// The line that begins a run.
+pub fn heading(report: &Report) -> String {
+    let host = &report.host;
+    let seed = report
+        .seed
+        .map(|s| format!(", seed {s}"))
+        .unwrap_or_default();
+    format!(
+        "{}: kernel {} ({}), {} cpus, as {}{seed}\n",
+        report.tool, host.kernel, host.arch, host.cpus, host.user
+    )
+}
+
+/// A whole report as `run` would have printed it, without colour.
+pub(super) fn render(report: &Report) -> String {
+    let mut out = heading(report);
+    for cell in &report.cells {
+        if cell.status != CellStatus::Ran {
+            continue;
+        }
+        for result in &cell.results {
+            out.push_str(&result_line(Paint::Plain, &cell.name(), result));
+            out.push('\n');
+            if result.outcome.is_bad() {
+                out.push_str(&failure_block(result));
+            }
+        }
+    }
+    out.push_str(&summary(Paint::Plain, report));
+    out
+}
