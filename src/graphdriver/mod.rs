@@ -4,11 +4,24 @@
 //! the differ. Requirements on them are numbered in `suites/requirements.yaml` and are stricter than any one driver.
 
 mod capability;
+mod checker;
 mod driver;
 mod error;
+mod image;
+mod layer_id;
+mod magic;
+mod options;
+mod registry;
 
+pub use crate::archive::{IdMap, IdMaps};
 pub use capability::{Capabilities, Capability};
+pub use checker::{Checker, FsChecker, MountTableChecker, RefCounter, make_private};
 pub use driver::{
     Change, ChangeKind, CreateOpts, DiffGetter, DiffStream, Driver, FileGetCloser, ProtoDriver,
 };
 pub use error::{Error, ErrorClass, Result};
+pub use image::{ImageDescriptor, ImageRestorer, Recorder, Tagger};
+pub use layer_id::LayerId;
+pub use magic::{FsMagic, get_fs_magic};
+pub use options::{parse_bool, parse_key_value, parse_size};
+pub use registry::{InitFunc, InitOptions, PRIORITY, Registry, requested};

@@ -37,6 +37,15 @@ pub fn enter_user_ns() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1\n"))
 }
 
+/// Whether the process runs in a user namespace other than the machine's first one, which maps all ids to themselves.
+pub fn in_user_ns() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everything(&map))
+}
+
+fn maps_everything(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
