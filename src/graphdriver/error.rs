@@ -130,6 +130,21 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Every class.
+    pub const ALL: &'static [Self] = &[
+        Self::NotSupported,
+        Self::NotFound,
+        Self::Exists,
+        Self::InvalidId,
+        Self::InvalidOption,
+        Self::TooDeep,
+        Self::InUse,
+        Self::Damaged,
+        Self::Archive,
+        Self::Conflict,
+        Self::Other,
+    ];
+
     /// The name used in scenario files.
     pub fn name(self) -> &'static str {
         match self {

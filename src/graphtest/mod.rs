@@ -1,4 +1,24 @@
 //! The framework: scenario language, loading, selection, running, mutants, events, reports.
 
+mod builtin;
 pub mod event;
+mod lang;
+pub mod load;
+pub mod needs;
+pub mod outcome;
 pub mod report;
+pub mod requirement;
+pub mod scenario;
+pub mod step;
+pub mod target;
+mod vars;
+mod yaml;
+
+pub use event::Outcome;
+pub use lang::{At, OneOrMany, Turns};
+pub use load::{Library, LoadError, schema};
+pub use outcome::{CaseReport, Failure, Progress};
+pub use requirement::Requirement;
+pub use scenario::{Case, Level, Location, Scenario, ScenarioId, Suite};
+pub use target::{Factory, Target};
+pub use yaml::Located;

@@ -1,0 +1,540 @@
+//! Reading suites: from YAML to cases that can be run, or to everything that is wrong with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use schemars::SchemaGenerator;
+
+use super::builtin;
+use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
+use super::needs::Need;
+use super::requirement::{self, Requirement};
+use super::scenario::{Case, Level, Scenario, ScenarioId, Suite};
+use super::step::{Action, Step};
+use super::vars::Vars;
+use super::yaml::{self, Located, Node, NodeKind};
+
+/// Everything that is wrong with the files, in the order it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadError {
+    /// Each located; at least one.
+    pub errors: Vec<Located>,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, e) in self.errors.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{e}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// Suites and the requirements they refer to.
+#[derive(Clone, Debug)]
+pub struct Library {
+    /// The suites, in the order they were named.
+    pub suites: Vec<Suite>,
+    /// The requirements by id.
+    pub requirements: BTreeMap<String, Arc<Requirement>>,
+}
+
+impl Library {
+    /// Every case, in order.
+    pub fn cases(&self) -> impl Iterator<Item = &Arc<Case>> {
+        self.suites.iter().flat_map(|s| &s.cases)
+    }
+}
+
+/// The suites that are built in.
+///
+/// # Errors
+/// Never for a released version: the crate's own tests load them.
+pub fn builtin() -> Result<Library, LoadError> {
+    from_texts(
+        builtin::SUITES
+            .iter()
+            .map(|(file, text)| (file.to_string(), text.to_string())),
+    )
+}
+
+/// Suites from files, and from every `*.yaml` file of directories (`requirements.yaml` left out), sorted by name.
+///
+/// # Errors
+/// Everything that is wrong: a file that cannot be read, or what is not as `suites/README.md` says.
+pub fn load_files(paths: &[PathBuf]) -> Result<Library, LoadError> {
+    let mut texts = Vec::new();
+    let mut errors = Vec::new();
+    for path in paths {
+        match read(path) {
+            Ok(found) => texts.extend(found),
+            Err(message) => errors.push(Located {
+                at: super::scenario::Location {
+                    file: path.display().to_string().into(),
+                    line: 1,
+                },
+                message,
+            }),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(LoadError { errors });
+    }
+    from_texts(texts)
+}
+
+fn read(path: &PathBuf) -> Result<Vec<(String, String)>, String> {
+    let unreadable = |e: std::io::Error| format!("expected a file that can be read, found: {e}");
+    let mut files = Vec::new();
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(unreadable)? {
+            let file = entry.map_err(unreadable)?.path();
+            let is_suite = file.extension().is_some_and(|e| e == "yaml")
+                && file.file_name().is_some_and(|n| n != "requirements.yaml");
+            if is_suite {
+                files.push(file);
+            }
+        }
+        files.sort();
+        if files.is_empty() {
+            return Err("expected suites, found a directory without any *.yaml".to_string());
+        }
+    } else {
+        files.push(path.clone());
+    }
+    files
+        .into_iter()
+        .map(|f| {
+            let text = std::fs::read_to_string(&f).map_err(unreadable)?;
+            Ok((f.display().to_string(), text))
+        })
+        .collect()
+}
+
+/// Suites from texts, each with the name that its errors carry.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn from_texts(texts: impl IntoIterator<Item = (String, String)>) -> Result<Library, LoadError> {
+    let (file, text) = builtin::REQUIREMENTS;
+    let requirements = requirement::parse(file, text).map_err(|errors| LoadError { errors })?;
+    let mut loader = Loader {
+        requirements,
+        names: BTreeMap::new(),
+        errors: Vec::new(),
+    };
+    let mut suites = Vec::new();
+    for (file, text) in texts {
+        suites.extend(loader.suite(&file, &text));
+    }
+    if loader.errors.is_empty() {
+        Ok(Library {
+            suites,
+            requirements: loader.requirements,
+        })
+    } else {
+        Err(LoadError {
+            errors: loader.errors,
+        })
+    }
+}
+
+/// The JSON Schema of a suite file, for editors.
+pub fn schema() -> serde_json::Value {
+    let mut g = schemars::generate::SchemaSettings::draft2020_12().into_generator();
+    let root = suite_schema(&mut g);
+    let mut value: serde_json::Value = root.into();
+    if let Some(map) = value.as_object_mut() {
+        map.insert(
+            "$schema".into(),
+            "https://json-schema.org/draft/2020-12/schema".into(),
+        );
+        map.insert("title".into(), "graphtest suite".into());
+        map.insert("$defs".into(), g.take_definitions(true).into());
+    }
+    value
+}
+
+fn suite_schema(g: &mut SchemaGenerator) -> schemars::Schema {
+    let text = String::schema(g);
+    let texts = Vec::<String>::schema(g);
+    let scenario = object(
+        "One behaviour that a graph driver must, should or may have.",
+        vec![
+            ("id", true, text.clone()),
+            ("proves", true, texts.clone()),
+            (
+                "level",
+                true,
+                schemars::json_schema!({ "enum": ["must", "should", "may"] }),
+            ),
+            ("must", true, text.clone()),
+            ("from", false, texts.clone()),
+            ("catches", true, OneOrMany::<String>::schema(g)),
+            ("tags", false, texts.clone()),
+            ("needs", false, texts.clone()),
+            (
+                "cases",
+                false,
+                schemars::json_schema!({ "type": "array", "items": { "type": "object", "required": ["case"] } }),
+            ),
+            ("steps", true, Vec::<Step>::schema(g)),
+        ],
+    );
+    object(
+        "A suite: scenarios of one family.",
+        vec![
+            ("suite", true, text.clone()),
+            ("about", true, text),
+            (
+                "scenarios",
+                true,
+                schemars::json_schema!({ "type": "array", "items": scenario }),
+            ),
+        ],
+    )
+}
+
+struct Loader {
+    requirements: BTreeMap<String, Arc<Requirement>>,
+    /// Where each suite name was first used.
+    names: BTreeMap<String, String>,
+    errors: Vec<Located>,
+}
+
+/// The header of a scenario before its rows are looked at.
+struct Head {
+    scenario: Scenario,
+    needs: Vec<At<Need>>,
+    rows: Option<Vec<Row>>,
+    steps: Node,
+}
+
+struct Row {
+    name: String,
+    line: u32,
+    needs: Vec<At<Need>>,
+    catches: Vec<String>,
+    vars: Vars,
+}
+
+impl Loader {
+    fn suite(&mut self, file: &str, text: &str) -> Option<Suite> {
+        let name: Arc<str> = file.into();
+        let mut cx = Cx::new(name.clone());
+        let suite = match yaml::parse(&name, text) {
+            Ok(node) => self.decode(&node, &mut cx),
+            Err(e) => {
+                cx.errors.push(e);
+                None
+            }
+        };
+        let bad = !cx.errors.is_empty();
+        self.errors.append(&mut cx.errors);
+        suite.filter(|_| !bad)
+    }
+
+    fn decode(&mut self, node: &Node, cx: &mut Cx) -> Option<Suite> {
+        let mut fields = Fields::open(node, cx, "a mapping with `suite:`")?;
+        let name = fields.take::<At<String>>("suite", cx);
+        let about = fields.take("about", cx);
+        let scenarios = fields.take::<Raw>("scenarios", cx);
+        fields.finish(cx);
+        let (name, scenarios) = (name?, scenarios?.0);
+        kebab(&name.value, name.at.line, "suite name", cx);
+        if let Some(first) = self.names.insert(name.value.clone(), cx.file.to_string()) {
+            cx.wrong(
+                name.at.line,
+                format!(
+                    "expected a suite name of its own, found `{}`, which {first} has",
+                    name.value
+                ),
+            );
+        }
+        let NodeKind::Seq(items) = &scenarios.kind else {
+            cx.expected("a list of scenarios", &scenarios);
+            return None;
+        };
+        if items.is_empty() {
+            cx.expected("at least one scenario", &scenarios);
+        }
+        let mut suite = Suite {
+            file: cx.file.clone(),
+            name: name.value,
+            about: about?,
+            scenarios: Vec::new(),
+            cases: Vec::new(),
+        };
+        let mut ids: BTreeMap<String, u32> = BTreeMap::new();
+        for item in items {
+            let Some(head) = self.head(item, &suite.name, cx) else {
+                continue;
+            };
+            let (id, line) = (&head.scenario.id, head.scenario.at.line);
+            if let Some(first) = ids.insert(id.0.clone(), line) {
+                cx.wrong(
+                    line,
+                    format!("expected each id once, found `{id}` again (first on line {first})"),
+                );
+            }
+            let cases = self.cases(head, cx);
+            if let Some(first) = cases.first() {
+                suite.scenarios.push(first.scenario.clone());
+            }
+            suite.cases.extend(cases);
+        }
+        Some(suite)
+    }
+
+    fn head(&self, node: &Node, suite: &str, cx: &mut Cx) -> Option<Head> {
+        let mut fields = Fields::open(node, cx, "a scenario, which begins with `id:`")?;
+        let id = fields.take::<At<String>>("id", cx);
+        let proves = fields.take::<At<OneOrMany<At<String>>>>("proves", cx);
+        let level = fields.take::<Level>("level", cx);
+        let must = fields.take::<String>("must", cx);
+        let from = fields.take::<Vec<String>>("from", cx);
+        let tags = fields.take::<Vec<String>>("tags", cx);
+        let needs = fields.take::<Vec<At<Need>>>("needs", cx);
+        let catches = fields.take::<Option<At<OneOrMany<At<String>>>>>("catches", cx);
+        let cases = fields.take::<Option<Raw>>("cases", cx);
+        let steps = fields.take::<Raw>("steps", cx);
+        fields.finish(cx);
+        let rows = match cases {
+            Some(Some(raw)) => Some(Self::rows(&raw.0, cx)),
+            _ => None,
+        };
+        if let Some(id) = &id {
+            kebab(&id.value, id.at.line, "id", cx);
+        }
+        if let Some(proves) = &proves {
+            self.check_proves(proves, cx);
+        }
+        let catches = catches?;
+        let own: Vec<At<String>> = catches.map(|c| c.value.0).unwrap_or_default();
+        for mutant in &own {
+            known_mutant(&mutant.value, mutant.at.line, cx);
+        }
+        let in_rows = rows.iter().flatten().any(|r| !r.catches.is_empty());
+        if own.is_empty() && !in_rows {
+            cx.wrong(
+                node.line,
+                "expected `catches:` with at least one mutant, found none: a scenario that catches nothing is not a test",
+            );
+        }
+        let id = id?;
+        Some(Head {
+            scenario: Scenario {
+                id: ScenarioId(format!("{suite}/{}", id.value)),
+                at: cx.at(node.line),
+                proves: proves?.value.0.into_iter().map(|p| p.value).collect(),
+                level: level?,
+                must: must?,
+                from: from?,
+                tags: tags?,
+                catches: own.into_iter().map(|m| m.value).collect(),
+            },
+            needs: needs?,
+            rows,
+            steps: steps?.0,
+        })
+    }
+
+    fn check_proves(&self, proves: &At<OneOrMany<At<String>>>, cx: &mut Cx) {
+        if proves.value.0.is_empty() {
+            cx.wrong(
+                proves.at.line,
+                "expected at least one requirement after `proves:`, found none",
+            );
+        }
+        for id in &proves.value.0 {
+            // Until the requirements are written down there is nothing to hold a scenario to.
+            if !self.requirements.is_empty() && !self.requirements.contains_key(&id.value) {
+                let near: Vec<&str> = self
+                    .requirements
+                    .keys()
+                    .map(String::as_str)
+                    .filter(|k| k.split('-').next() == id.value.split('-').next())
+                    .collect();
+                cx.wrong(id.at.line, unknown("requirement", &id.value, &near));
+            }
+        }
+    }
+
+    fn rows(node: &Node, cx: &mut Cx) -> Vec<Row> {
+        let NodeKind::Seq(items) = &node.kind else {
+            cx.expected("a list of rows such as {case: two, depth: 2}", node);
+            return Vec::new();
+        };
+        if items.is_empty() {
+            cx.expected("at least one row", node);
+        }
+        let mut rows: Vec<Row> = Vec::new();
+        for item in items {
+            let Some(row) = Self::row(item, cx) else {
+                continue;
+            };
+            if rows.iter().any(|r| r.name == row.name) {
+                cx.wrong(
+                    row.line,
+                    format!("expected each row once, found `{}` again", row.name),
+                );
+            }
+            if let Some(first) = rows.first() {
+                let keys = |r: &Row| r.vars.0.keys().cloned().collect::<BTreeSet<_>>();
+                let (a, b) = (keys(first), keys(&row));
+                if a != b {
+                    let odd: Vec<String> = a.symmetric_difference(&b).cloned().collect();
+                    cx.wrong(
+                        row.line,
+                        format!(
+                            "expected the same keys in every row, found a difference in: {}",
+                            odd.join(", ")
+                        ),
+                    );
+                }
+            }
+            rows.push(row);
+        }
+        rows
+    }
+
+    fn row(node: &Node, cx: &mut Cx) -> Option<Row> {
+        let mut fields = Fields::open(node, cx, "a row such as {case: two, depth: 2}")?;
+        let name = fields.take::<At<String>>("case", cx);
+        let needs = fields.take::<Vec<At<Need>>>("needs", cx);
+        let catches = fields.take::<OneOrMany<At<String>>>("catches", cx);
+        let mut vars = Vars::default();
+        for (key, value, _) in fields.rest() {
+            vars.0.insert(key, value.clone());
+        }
+        let name = name?;
+        kebab(&name.value, name.at.line, "row name", cx);
+        vars.set("case", &name.value);
+        let catches = catches?.0;
+        for mutant in &catches {
+            known_mutant(&mutant.value, mutant.at.line, cx);
+        }
+        Some(Row {
+            line: node.line,
+            name: name.value,
+            needs: needs?,
+            catches: catches.into_iter().map(|m| m.value).collect(),
+            vars,
+        })
+    }
+
+    fn cases(&self, head: Head, cx: &mut Cx) -> Vec<Arc<Case>> {
+        let scenario = Arc::new(head.scenario);
+        let rows: Vec<Option<Row>> = match head.rows {
+            Some(rows) => rows.into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut cases = Vec::new();
+        for row in rows {
+            let (name, own, catches, vars) = match row {
+                Some(r) => (Some(r.name), r.needs, r.catches, r.vars),
+                None => (None, Vec::new(), Vec::new(), Vars::default()),
+            };
+            let before = cx.errors.len();
+            cx.vars = vars;
+            let steps = Vec::<Step>::decode(&head.steps, cx);
+            cx.vars = Vars::default();
+            let Some(steps) = steps else {
+                // The next row would say much the same again.
+                if cx.errors.len() > before {
+                    break;
+                }
+                continue;
+            };
+            if steps.is_empty() {
+                cx.expected("at least one step", &head.steps);
+            }
+            misplaced(&steps, true, cx);
+            let needs = head.needs.iter().chain(&own);
+            cases.push(Arc::new(Case {
+                scenario: scenario.clone(),
+                name,
+                needs: needs.map(|n| n.value.clone()).collect(),
+                catches,
+                steps: steps.into(),
+            }));
+        }
+        cases
+    }
+}
+
+/// `home:` names the home before a driver is started on it, so it can only come first.
+fn misplaced(steps: &[Step], outermost: bool, cx: &mut Cx) {
+    for (i, step) in steps.iter().enumerate() {
+        let inner: Vec<&[Step]> = match &step.action {
+            Action::Home(_) if i > 0 || !outermost => {
+                cx.wrong(
+                    step.at.line,
+                    "expected `home:` only as the first step of a scenario",
+                );
+                continue;
+            }
+            Action::Repeat(s) => s.body.each.iter().map(|b| &**b).collect(),
+            Action::Parallel(s) => s.body.each.iter().map(|b| &**b).collect(),
+            Action::Guard(s) => vec![&s.body],
+            Action::Kill(s) => vec![&s.body, &s.then],
+            _ => continue,
+        };
+        for body in inner {
+            misplaced(body, false, cx);
+        }
+    }
+}
+
+fn kebab(name: &str, line: u32, what: &str, cx: &mut Cx) {
+    let good = !name.is_empty()
+        && name.split('-').all(|part| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        });
+    if !good {
+        cx.wrong(
+            line,
+            format!("expected a {what} in kebab-case (a-z, 0-9, single `-`), found `{name}`"),
+        );
+    }
+}
+
+fn known_mutant(name: &str, line: u32, cx: &mut Cx) {
+    kebab(name, line, "mutant", cx);
+}
+
+/// Words that parse from text, with the parser's own message.
+macro_rules! from_str_parts {
+    ($($t:ty),*) => { $(
+        impl Part for $t {
+            fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+                let text = cx.text(node, "text")?;
+                match text.parse() {
+                    Ok(value) => Some(value),
+                    Err(message) => {
+                        let message: String = message;
+                        cx.wrong(node.line, message);
+                        None
+                    }
+                }
+            }
+            fn schema(g: &mut SchemaGenerator) -> schemars::Schema {
+                String::schema(g)
+            }
+        }
+    )* };
+}
+from_str_parts!(Level, Need);
+
+#[cfg(test)]
+mod tests;

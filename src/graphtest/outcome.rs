@@ -1,0 +1,80 @@
+//! What came of a case.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use super::event::Outcome;
+use super::requirement::Requirement;
+use super::scenario::Location;
+
+/// What did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The step, or the operation in it.
+    pub at: Location,
+    /// Its verb and subject, such as `tree: top`.
+    pub step: String,
+    /// Expected and found, a dozen lines at most.
+    pub detail: Vec<String>,
+    /// The requirements that the scenario proves.
+    pub requirements: Vec<Arc<Requirement>>,
+}
+
+impl Failure {
+    /// The first line of the detail: the reason in one line.
+    pub fn summary(&self) -> &str {
+        self.detail.first().map_or("failed", String::as_str)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.at, self.step)?;
+        for line in &self.detail {
+            write!(f, "\n    {line}")?;
+        }
+        for r in &self.requirements {
+            write!(f, "\n  {}: {}", r.id, r.text)?;
+        }
+        Ok(())
+    }
+}
+
+/// What came of one case.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaseReport {
+    /// How it ended: pass, fail or skip; what is known to fail is for the caller to know.
+    pub outcome: Outcome,
+    /// Why, in one line; `None` for a pass.
+    pub reason: Option<String>,
+    /// What did not hold, for a fail.
+    pub failure: Option<Failure>,
+    /// How long it took, cleaning up included, in seconds.
+    pub seconds: f64,
+    /// What was kept for a look: the scenario's directory.
+    pub kept: Option<PathBuf>,
+}
+
+/// Where a case is, for whoever watches its time.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<Option<(Location, String)>>);
+
+impl Progress {
+    /// The step being carried out.
+    pub fn now(&self) -> Option<(Location, String)> {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+    }
+
+    /// Notes the step being carried out.
+    pub fn set(&self, at: &Location, step: &str) {
+        let mut now = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        *now = Some((at.clone(), step.to_string()));
+    }
+}

@@ -1,0 +1,679 @@
+//! The steps of the scenario language as values. The reference for readers is `suites/README.md`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::lang::{self, At, Cx, Fields, OneOrMany, Part, Turns, object, unknown};
+use super::scenario::Location;
+use super::yaml::{self, Node, NodeKind};
+use crate::archive::{Change, ChangeKind};
+use crate::graphdriver::ErrorClass;
+use crate::tree::op::{Bytes, Op, Path, Size};
+
+/// An error that a step names after `fails:` or `may-fail:`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorSpec {
+    /// Whatever error.
+    Any,
+    /// An error of this class.
+    Class(ErrorClass),
+}
+
+impl ErrorSpec {
+    /// Whether an error of this class is meant.
+    pub fn covers(self, class: ErrorClass) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Class(c) => c == class,
+        }
+    }
+
+    /// The name in scenario files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::Class(c) => c.name(),
+        }
+    }
+}
+
+fn error_names() -> Vec<&'static str> {
+    std::iter::once("any")
+        .chain(ErrorClass::ALL.iter().map(|c| c.name()))
+        .collect()
+}
+
+impl Part for ErrorSpec {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        let text = cx.text(node, "an error class")?;
+        if text == "any" {
+            return Some(Self::Any);
+        }
+        let class = ErrorClass::ALL.iter().copied().find(|c| c.name() == text);
+        if class.is_none() {
+            cx.wrong(node.line, unknown("error class", &text, &error_names()));
+        }
+        class.map(Self::Class)
+    }
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "enum": error_names() })
+    }
+}
+
+/// What may come of a call instead of success.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Expect {
+    /// It must fail with one of these; empty: it must succeed (or see `may_fail`).
+    pub fails: Vec<ErrorSpec>,
+    /// It may fail with one of these.
+    pub may_fail: Vec<ErrorSpec>,
+    /// The error's text must contain these.
+    pub says: Vec<String>,
+}
+
+impl Part for Change {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        const WHAT: &str = "a change such as `A /a`, `C /d` or `D /x`";
+        let text = cx.text(node, WHAT)?;
+        let change = text.split_once(' ').and_then(|(letter, path)| {
+            let kind = match letter {
+                "A" => ChangeKind::Add,
+                "C" => ChangeKind::Modify,
+                "D" => ChangeKind::Delete,
+                _ => return None,
+            };
+            let path = path.strip_prefix('/')?.parse::<Path>().ok()?.0;
+            (!path.is_root()).then_some(Change { path, kind })
+        });
+        if change.is_none() {
+            cx.expected(WHAT, node);
+        }
+        change
+    }
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[ACD] /.|\\$\\{" })
+    }
+}
+
+/// One of a few words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum $name { $( $(#[$vdoc])* $variant ),* }
+
+        impl Part for $name {
+            fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+                let text = cx.text(node, "a word")?;
+                match text.as_str() {
+                    $( $word => Some(Self::$variant), )*
+                    _ => {
+                        cx.wrong(node.line, unknown("word", &text, &[$($word),*]));
+                        None
+                    }
+                }
+            }
+            fn schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "enum": [$($word),*] })
+            }
+        }
+    };
+}
+
+words!(
+    /// The one subject of `status:`, `cleanup:` and `init:`.
+    DriverWord { /** The driver of the scenario. */ Driver = "driver" }
+);
+words!(
+    /// The one subject of `guard:`.
+    HomeWord { /** The driver's home. */ Home = "home" }
+);
+words!(
+    /// How a driver ends before it is started again.
+    Restart { /** After its cleanup. */ Clean = "clean", /** As after a crash: nothing is given back. */ Killed = "killed" }
+);
+words!(
+    /// What becomes of the home while no driver runs.
+    HomeMove { /** It gets another path. */ Moved = "moved" }
+);
+words!(
+    /// What is not compared between two trees.
+    Ignore {
+        /// Modification times.
+        Mtime = "mtime",
+        /// Modification times of directories.
+        DirMtime = "dir-mtime",
+        /// Extended attributes.
+        Xattrs = "xattrs",
+        /// Sockets are left out.
+        Sockets = "sockets",
+        /// Which names are hard links of each other.
+        Link = "link",
+    }
+);
+
+/// An entry of a tree as `tree:` states it: an operation that makes something.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pattern(pub Op);
+
+const PATTERN_VERBS: &[&str] = &[
+    "file", "dir", "symlink", "hardlink", "fifo", "socket", "char", "block",
+];
+
+impl Part for Pattern {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        let op = Op::decode(node, cx)?;
+        if !PATTERN_VERBS.contains(&op.verb()) {
+            cx.wrong(node.line, unknown("entry", op.verb(), PATTERN_VERBS));
+            return None;
+        }
+        Some(Self(op))
+    }
+    fn schema(g: &mut SchemaGenerator) -> Schema {
+        Op::schema(g)
+    }
+}
+
+/// An entry of an archive, as `archive:` and `diff:` state it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArchiveEntry(pub serde_yaml::Value);
+
+const ENTRY_VERBS: &[&str] = &[
+    "file", "dir", "symlink", "hardlink", "char", "block", "fifo", "whiteout", "global", "raw",
+];
+
+impl Part for ArchiveEntry {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        let value = cx.value(node)?;
+        let verb = value.as_mapping().and_then(|m| m.keys().next()?.as_str());
+        match verb {
+            Some(verb) if ENTRY_VERBS.contains(&verb) => Some(Self(value)),
+            Some(verb) => {
+                cx.wrong(node.line, unknown("entry", verb, ENTRY_VERBS));
+                None
+            }
+            None => {
+                cx.expected("an archive entry such as {file: a, text: x}", node);
+                None
+            }
+        }
+    }
+    fn schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object" })
+    }
+}
+
+/// The size that an `apply:` must return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApplySize {
+    /// What `diff_size` says right after.
+    DiffSize,
+    /// Exactly this.
+    Is(u64),
+}
+
+impl Part for ApplySize {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        if cx.text(node, "a size, or diff-size")? == "diff-size" {
+            return Some(Self::DiffSize);
+        }
+        Size::decode(node, cx).map(|s| Self::Is(s.0))
+    }
+    fn schema(g: &mut SchemaGenerator) -> Schema {
+        Size::schema(g)
+    }
+}
+
+macro_rules! steps {
+    ($(
+        $(#[doc = $about:literal])*
+        $variant:ident, $strukt:ident, $verb:literal ( $(#[$sdoc:meta])* $subject:ident : $sty:ty )
+        { $( $(#[doc = $fdoc:literal])* $field:ident : $fty:ty = $key:literal ),* $(,)? }
+    );* $(;)?) => {
+        $(
+            $(#[doc = $about])*
+            #[derive(Clone, Debug, PartialEq)]
+            pub struct $strukt {
+                $(#[$sdoc])*
+                pub $subject: $sty,
+                $( $(#[doc = $fdoc])* pub $field: $fty, )*
+            }
+        )*
+
+        /// What a step does.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Action { $( $(#[doc = $about])* $variant($strukt), )* }
+
+        impl Action {
+            /// Every verb, in the order of the reference.
+            pub const VERBS: &'static [&'static str] = &[$($verb),*];
+
+            /// The verb.
+            pub fn verb(&self) -> &'static str {
+                match self { $( Self::$variant(_) => $verb, )* }
+            }
+
+            fn take(verb: &str, fields: &mut Fields<'_>, cx: &mut Cx) -> Option<Self> {
+                match verb {
+                    $( $verb => {
+                        let $subject = fields.take($verb, cx);
+                        $( let $field = fields.take($key, cx); )*
+                        Some(Self::$variant($strukt { $subject: $subject?, $( $field: $field?, )* }))
+                    } )*
+                    _ => None,
+                }
+            }
+
+            fn schemas(g: &mut SchemaGenerator) -> Vec<Schema> {
+                let mut all = Vec::new();
+                $( {
+                    let mut fields = vec![($verb, true, <$sty as Part>::schema(g))];
+                    $( fields.push(($key, <$fty as Part>::absent().is_none(), <$fty as Part>::schema(g))); )*
+                    fields.push(("fails", false, OneOrMany::<ErrorSpec>::schema(g)));
+                    fields.push(("may-fail", false, OneOrMany::<ErrorSpec>::schema(g)));
+                    fields.push(("says", false, OneOrMany::<String>::schema(g)));
+                    all.push(object(concat!($($about),*), fields));
+                } )*
+                all
+            }
+        }
+    };
+}
+
+steps! {
+    /// Creates a layer.
+    Create, CreateStep, "create" (/** The new layer. */ id: String) {
+        /// Its parent.
+        parent: Option<String> = "parent",
+        /// By `create_read_write`.
+        rw: bool = "rw",
+        /// Storage options.
+        opts: BTreeMap<String, String> = "opts",
+        /// Mount label.
+        label: Option<String> = "label",
+    };
+    /// Removes a layer.
+    Remove, RemoveStep, "remove" (/** The layer. */ id: String) {};
+    /// Whether a layer exists.
+    Exists, ExistsStep, "exists" (/** The layer. */ id: String) {
+        /// What must be answered; left out: true.
+        is: Option<bool> = "is",
+    };
+    /// Gets a layer and holds it.
+    Get, GetStep, "get" (/** The layer. */ id: String) {
+        /// Mount label.
+        label: Option<String> = "label",
+        /// How often; left out: once.
+        times: Option<u32> = "times",
+    };
+    /// Gives a get back.
+    Put, PutStep, "put" (/** The layer. */ id: String) {
+        /// How often; left out: once.
+        times: Option<u32> = "times",
+    };
+    /// Whether the path that the last get returned is a mount point now.
+    Mounted, MountedStep, "mounted" (/** The layer. */ id: String) {
+        /// What must be found; left out: true.
+        is: Option<bool> = "is",
+    };
+    /// Carries out operations in a layer.
+    In, InStep, "in" (/** The layer. */ id: String) {
+        /// The operations.
+        ops: Vec<At<Op>> = "do",
+        /// Each must end as in a plain directory.
+        same_as_plain: bool = "same-as-plain",
+        /// Each must fail with EROFS.
+        read_only: bool = "read-only",
+    };
+    /// Scans all of a layer.
+    Tree, TreeStep, "tree" (/** The layer. */ id: String) {
+        /// Exactly these entries.
+        is: Option<Vec<Pattern>> = "is",
+        /// At least these entries.
+        holds: Vec<Pattern> = "holds",
+        /// None of these paths.
+        lacks: Vec<Path> = "lacks",
+    };
+    /// Two layers show equal trees.
+    SameTree, SameTreeStep, "same-tree" (/** The one. */ id: String) {
+        /// The other.
+        other: String = "as",
+        /// What is not compared.
+        ignore: Vec<Ignore> = "ignore",
+    };
+    /// Layers' trees are what the model says.
+    Plain, PlainStep, "plain" (/** The layer, or `all`. */ id: String) {};
+    /// The changes of a layer.
+    Changes, ChangesStep, "changes" (/** The layer. */ id: String) {
+        /// Against this layer; left out: its parent; `none`: nothing.
+        parent: Option<String> = "parent",
+        /// Exactly these.
+        are: Option<Vec<Change>> = "are",
+        /// At least these.
+        include: Vec<Change> = "include",
+        /// None of these.
+        exclude: Vec<Change> = "exclude",
+    };
+    /// Reads the diff of a layer.
+    Diff, DiffStep, "diff" (/** The layer. */ id: String) {
+        /// Against this layer; left out: its parent; `none`: nothing.
+        parent: Option<String> = "parent",
+        /// Keeps it under this name, for `apply`.
+        save: Option<String> = "save",
+        /// At least these names.
+        holds: Vec<Bytes> = "holds",
+        /// None of these names.
+        lacks: Vec<Bytes> = "lacks",
+        /// Exactly these names.
+        is: Option<Vec<Bytes>> = "is",
+        /// These entries, with the attributes given.
+        entries: Vec<At<ArchiveEntry>> = "entries",
+        /// A second diff has the same bytes.
+        stable: bool = "stable",
+        /// Reads this many bytes only and drops the stream.
+        close_after: Option<Size> = "close-after",
+    };
+    /// Makes an archive for `apply`.
+    Archive, ArchiveStep, "archive" (/** Its name. */ name: String) {
+        /// What stands in it.
+        entries: Option<Vec<At<ArchiveEntry>>> = "entries",
+        /// Cut after this many bytes.
+        truncate: Option<Size> = "truncate",
+        /// These bytes instead of entries.
+        raw: Option<Bytes> = "raw",
+        /// These bytes behind the end.
+        append: Option<Bytes> = "append",
+        /// Compressed as a whole.
+        gzip: bool = "gzip",
+        /// A manifest of `fixtures/` instead of entries.
+        fixture: Option<String> = "fixture",
+        /// `none`: no end-of-archive blocks.
+        end: Option<String> = "end",
+    };
+    /// Applies an archive to a layer.
+    Apply, ApplyStep, "apply" (/** The layer. */ id: String) {
+        /// The archive or saved diff.
+        from: String = "from",
+        /// The parent to name in the call; left out: the layer's parent.
+        parent: Option<String> = "parent",
+        /// Bytes per read.
+        chunk: Option<Size> = "chunk",
+        /// What must be returned.
+        size: Option<ApplySize> = "size",
+    };
+    /// The size of a layer's diff.
+    Size, SizeStep, "size" (/** The layer. */ id: String) {
+        /// Against this layer; left out: its parent; `none`: nothing.
+        parent: Option<String> = "parent",
+        /// Exactly.
+        is: Option<Size> = "is",
+        /// No more.
+        at_most: Option<Size> = "at-most",
+        /// No less.
+        at_least: Option<Size> = "at-least",
+    };
+    /// Diff, apply onto a fresh layer, compare trees, changes and sizes.
+    RoundTrip, RoundTripStep, "round-trip" (/** The layer. */ id: String) {
+        /// Once more from the second.
+        twice: bool = "twice",
+        /// The fresh layer's parent; left out: the layer's own.
+        onto: Option<String> = "onto",
+    };
+    /// Applies through tar-split and gives the archive back byte for byte.
+    TarSplit, TarSplitStep, "tar-split" (/** The layer. */ id: String) {
+        /// The archive or saved diff.
+        from: String = "from",
+    };
+    /// A chain of layers.
+    Chain, ChainStep, "chain" (/** What their ids begin with. */ prefix: String) {
+        /// How many.
+        length: u32 = "length",
+        /// The parent of the first.
+        on: Option<String> = "on",
+        /// Done in each.
+        each: Turns<At<Op>> = "each",
+    };
+    /// Steps several times.
+    Repeat, RepeatStep, "repeat" (/** How often. */ times: u32) {
+        /// The steps.
+        body: Turns<Step> = "do",
+        /// The variable that counts; left out: `i`.
+        index: Option<String> = "index",
+    };
+    /// Steps in several threads at once.
+    Parallel, ParallelStep, "parallel" (/** How many threads. */ threads: u32) {
+        /// The steps: all turns of thread 1, then all turns of thread 2, ...
+        body: Turns<Step> = "do",
+        /// How often each thread does them; left out: once.
+        times: Option<u32> = "times",
+    };
+    /// A new driver on the same home.
+    Restart, RestartStep, "restart" (/** How the old one ends. */ how: Restart) {
+        /// What becomes of the home in between.
+        home: Option<HomeMove> = "home",
+    };
+    /// Cleanup of the driver.
+    Cleanup, CleanupStep, "cleanup" (/** The driver. */ driver: DriverWord) {
+        /// How often; left out: once.
+        times: Option<u32> = "times",
+    };
+    /// The driver's status.
+    Status, StatusStep, "status" (/** The driver. */ driver: DriverWord) {
+        /// Keys that it has.
+        has: Vec<String> = "has",
+    };
+    /// A layer's metadata.
+    Metadata, MetadataStep, "metadata" (/** The layer. */ id: String) {
+        /// Keys that it has.
+        has: Vec<String> = "has",
+        /// Keys that it has not.
+        lacks: Vec<String> = "lacks",
+        /// Every value that is an absolute path exists.
+        paths_exist: bool = "paths-exist",
+    };
+    /// The umask for the rest of the scenario.
+    Umask, UmaskStep, "umask" (/** Permission bits. */ mask: crate::tree::op::Mode) {};
+    /// The driver's home is the same after some steps as before.
+    Guard, GuardStep, "guard" (/** The home. */ home: HomeWord) {
+        /// The steps.
+        body: Vec<Step> = "do",
+    };
+    /// The name of the driver's home; only as the first step.
+    Home, HomeStep, "home" (/** One path component or several. */ name: Bytes) {};
+    /// A new driver with options instead of the first.
+    Init, InitStep, "init" (/** The driver. */ driver: DriverWord) {
+        /// Options `key=value`.
+        opts: Vec<String> = "opts",
+    };
+    /// Damages a file of the driver's home.
+    Corrupt, CorruptStep, "corrupt" (/** Path below the home; may hold `*`. */ path: String) {
+        /// Cut after this many bytes.
+        truncate: Option<Size> = "truncate",
+        /// Removed.
+        remove: bool = "remove",
+        /// Holds this instead.
+        text: Option<Bytes> = "text",
+    };
+    /// Kills a child at each of its system calls.
+    Kill, KillStep, "kill-at-each-syscall" (/** What the child does. */ body: Vec<Step>) {
+        /// What must be possible afterwards, each time.
+        then: Vec<Step> = "then",
+    };
+    /// Driver selection over a made-up registry.
+    Select, SelectStep, "select" (/** The driver asked for; empty: none. */ name: String) {
+        /// Drivers whose directories hold something.
+        prior: Vec<String> = "prior",
+        /// Drivers that fail to start, and how.
+        broken: BTreeMap<String, ErrorSpec> = "broken",
+        /// The value of `DOCKER_DRIVER`.
+        env: Option<String> = "env",
+        /// The default name.
+        default: Option<String> = "default",
+        /// Which driver must be chosen.
+        chooses: Option<String> = "chooses",
+    };
+}
+
+/// A step, where it stands, and how it is to end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Where it stands.
+    pub at: Location,
+    /// Verb and subject as written, for reports.
+    pub text: String,
+    /// What may come of it instead of success.
+    pub expect: Expect,
+    /// What it does.
+    pub action: Action,
+}
+
+/// The most turns a loop may have.
+const MAX_TURNS: u64 = 100_000;
+
+impl Part for Step {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        let mut fields = Fields::open(node, cx, "a step such as `create: base`")?;
+        let Some((verb, subject, line)) = fields.first().map(|(v, s, l)| (v.to_string(), s, l))
+        else {
+            cx.expected("a step such as `create: base`", node);
+            return None;
+        };
+        if !Action::VERBS.contains(&verb.as_str()) {
+            let known = unknown("step", &verb, Action::VERBS);
+            cx.wrong(
+                line,
+                format!("the first key of a step is its verb: {known}"),
+            );
+            return None;
+        }
+        let text = match &subject.kind {
+            NodeKind::Scalar { text, .. } => {
+                let text = cx.vars.replace(text).unwrap_or_else(|_| text.clone());
+                format!("{verb}: {}", yaml::shorten(&text, 60))
+            }
+            _ => verb.clone(),
+        };
+        let action = Action::take(&verb, &mut fields, cx);
+        let fails = fields.take::<OneOrMany<ErrorSpec>>("fails", cx);
+        let may_fail = fields.take::<OneOrMany<ErrorSpec>>("may-fail", cx);
+        let says = fields.take::<OneOrMany<String>>("says", cx);
+        fields.finish(cx);
+        let expect = Expect {
+            fails: fails?.0,
+            may_fail: may_fail?.0,
+            says: says?.0,
+        };
+        let mut action = action?;
+        let before = cx.errors.len();
+        unroll_body(&mut action, line, cx);
+        check(&action, &expect, line, cx);
+        (cx.errors.len() == before).then(|| Self {
+            at: cx.at(line),
+            text,
+            expect,
+            action,
+        })
+    }
+
+    fn schema(g: &mut SchemaGenerator) -> Schema {
+        g.subschema_for::<StepSchema>()
+    }
+}
+
+/// Decodes the bodies of loops, whose variables are known only now.
+fn unroll_body(action: &mut Action, line: u32, cx: &mut Cx) {
+    let turns = match action {
+        Action::Chain(s) => u64::from(s.length),
+        Action::Repeat(s) => u64::from(s.times),
+        Action::Parallel(s) => u64::from(s.threads) * u64::from(s.times.unwrap_or(1)),
+        _ => return,
+    };
+    if turns == 0 || turns > MAX_TURNS {
+        cx.wrong(
+            line,
+            format!("expected between 1 and {MAX_TURNS} turns, found {turns}"),
+        );
+        return;
+    }
+    let turns = turns as usize;
+    match action {
+        Action::Chain(s) => lang::unroll(&mut s.each, turns, cx, |i, v| v.set("i", i + 1)),
+        Action::Repeat(s) => {
+            let index = s.index.clone().unwrap_or_else(|| "i".to_string());
+            lang::unroll(&mut s.body, turns, cx, |i, v| v.set(&index, i + 1));
+        }
+        Action::Parallel(s) => {
+            let times = s.times.unwrap_or(1) as usize;
+            lang::unroll(&mut s.body, turns, cx, |i, v| {
+                v.set("thread", i / times + 1);
+                v.set("i", i % times + 1);
+            });
+        }
+        _ => {}
+    }
+}
+
+/// What the types cannot say.
+fn check(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
+    if !expect.says.is_empty() && expect.fails.is_empty() && expect.may_fail.is_empty() {
+        cx.wrong(
+            line,
+            "expected `fails:` or `may-fail:` beside `says:`, found neither",
+        );
+    }
+    let one_of = |cx: &mut Cx, names: &str, given: &[bool]| {
+        if given.iter().filter(|g| **g).count() != 1 {
+            cx.wrong(line, format!("expected exactly one of {names}"));
+        }
+    };
+    match action {
+        Action::Archive(s) => one_of(
+            cx,
+            "entries, raw, fixture",
+            &[s.entries.is_some(), s.raw.is_some(), s.fixture.is_some()],
+        ),
+        Action::Corrupt(s) => one_of(
+            cx,
+            "truncate, remove, text",
+            &[s.truncate.is_some(), s.remove, s.text.is_some()],
+        ),
+        Action::Select(s) => one_of(
+            cx,
+            "chooses, fails",
+            &[s.chooses.is_some(), !expect.fails.is_empty()],
+        ),
+        Action::Tree(s) if s.is.is_some() && !(s.holds.is_empty() && s.lacks.is_empty()) => {
+            cx.wrong(
+                line,
+                "expected `is` alone, found `holds` or `lacks` beside it",
+            );
+        }
+        Action::In(s) if s.ops.is_empty() => {
+            cx.wrong(
+                line,
+                "expected at least one operation after `do:`, found none",
+            );
+        }
+        Action::Repeat(s) if s.body.each.is_empty() => {
+            cx.wrong(line, "expected steps after `do:`, found none");
+        }
+        Action::Parallel(s) if s.body.each.is_empty() => {
+            cx.wrong(line, "expected steps after `do:`, found none");
+        }
+        _ => {}
+    }
+}
+
+/// Stands for [`Step`] where schemars needs a type, so that steps in steps refer to one definition.
+struct StepSchema;
+
+impl JsonSchema for StepSchema {
+    fn schema_name() -> Cow<'static, str> {
+        "Step".into()
+    }
+    fn json_schema(g: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": Action::schemas(g) })
+    }
+}

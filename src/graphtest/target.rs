@@ -1,0 +1,77 @@
+//! What is tested: a way to make drivers.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::graphdriver::{Driver, Result};
+
+/// A way to make drivers of one kind. Scenarios never ask for its name; it is for reports.
+pub trait Target: Send + Sync + fmt::Debug {
+    /// The name in reports.
+    fn name(&self) -> &str;
+
+    /// Starts a driver on a home, which is an existing directory, with options `key=value`.
+    ///
+    /// # Errors
+    /// The driver cannot run there, or an option is not known.
+    fn init(&self, home: &Path, options: &[String]) -> Result<Arc<dyn Driver>>;
+
+    /// The built-in driver whose on-disk layout this one has, where it has one of them; scenarios that damage files need it.
+    fn layout(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Makes a driver on a home with options.
+pub type FactoryFn = dyn Fn(&Path, &[String]) -> Result<Arc<dyn Driver>> + Send + Sync;
+
+/// A target made of a function: what a driver author brings.
+pub struct Factory {
+    name: String,
+    layout: Option<String>,
+    make: Box<FactoryFn>,
+}
+
+impl Factory {
+    /// A target of this name.
+    pub fn new(
+        name: impl Into<String>,
+        make: impl Fn(&Path, &[String]) -> Result<Arc<dyn Driver>> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            layout: None,
+            make: Box::new(make),
+        }
+    }
+
+    /// The same, with the on-disk layout of a built-in driver.
+    pub fn with_layout(mut self, layout: impl Into<String>) -> Self {
+        self.layout = Some(layout.into());
+        self
+    }
+}
+
+impl fmt::Debug for Factory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Factory")
+            .field("name", &self.name)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target for Factory {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn init(&self, home: &Path, options: &[String]) -> Result<Arc<dyn Driver>> {
+        (self.make)(home, options)
+    }
+
+    fn layout(&self) -> Option<&str> {
+        self.layout.as_deref()
+    }
+}
