@@ -1,9 +1,20 @@
 //! Layers as tar: changes, whiteouts, writing, applying, sizes, tar-split.
 
 mod change;
+mod changes;
+mod compare;
 mod error;
+mod form;
 mod id_map;
+mod size;
+mod walk;
+mod write;
+mod xattrs;
 
 pub use change::{Change, ChangeKind};
+pub use changes::{ChangesOptions, changes, changes_with, layer_changes};
 pub use error::Error;
+pub use form::Form;
 pub use id_map::{IdMap, IdMaps, Unmapped};
+pub use size::{diff_size, layer_size};
+pub use write::{LayerStream, WriteOptions};

@@ -145,7 +145,10 @@ pub fn for_each_extent(
 
 /// The next run of data at or after `at`; `(size, size)` when only a hole is left. Filesystems without `SEEK_DATA` show the
 /// rest of the file as one run.
-fn next_extent(file: BorrowedFd<'_>, at: u64, size: u64) -> io::Result<(u64, u64)> {
+///
+/// # Errors
+/// The errno of lseek(2).
+pub fn next_extent(file: BorrowedFd<'_>, at: u64, size: u64) -> io::Result<(u64, u64)> {
     let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok((size, size)),
