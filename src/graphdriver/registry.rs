@@ -99,6 +99,11 @@ impl Registry {
         self.drivers.keys().map(String::as_str)
     }
 
+    /// The order in which drivers are tried; it may hold names that are not registered.
+    pub fn priority(&self) -> &[String] {
+        &self.priority
+    }
+
     /// Starts the named driver in `<root>/<name>`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod lang;
 pub mod load;
 pub mod needs;
 pub mod outcome;
+pub mod mutant;
 pub mod report;
 pub mod requirement;
 pub mod scenario;

@@ -1,0 +1,119 @@
+//! Mutants: deliberately broken drivers that test the suite itself.
+//!
+//! A mutant wraps a good driver and breaks exactly one thing, through the driver's own face wherever that is possible, so that
+//! the same bug can be put into any driver. Every scenario names at least one mutant that it must fail on, and every mutant is
+//! named by a scenario; `cargo test` holds both to it. [`ALL`] is the list, `graphtest list mutants` prints it.
+
+mod base;
+mod calls;
+mod child;
+mod files;
+mod mounts;
+mod persist;
+mod put;
+mod recipe;
+mod report;
+mod select;
+mod stream;
+mod table;
+mod tarball;
+mod transfer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::graphdriver::Driver;
+
+use base::{Base, Bug, Mutated};
+
+pub use select::{SelectBug, select};
+pub use table::ALL;
+
+/// One deliberate bug.
+#[derive(Clone, Copy, Debug)]
+pub struct Mutant {
+    /// The name scenarios use in `catches`.
+    pub name: &'static str,
+    /// What is broken, in one sentence.
+    pub about: &'static str,
+    make: Make,
+}
+
+/// How the bug is made.
+#[derive(Clone, Copy, Debug)]
+enum Make {
+    /// Tampering with what a good driver does.
+    Recipe(recipe::Recipe),
+    /// A whole call done wrongly, with state of its own.
+    Bug(fn() -> Box<dyn Bug>),
+    /// Options are lost on their way into the driver.
+    IgnoresOptions,
+    /// The choice of a driver is wrong; the driver itself is good.
+    Select(SelectBug),
+}
+
+impl Mutant {
+    /// The options that reach the driver's init function.
+    pub fn options<'a>(&self, given: &'a [String]) -> &'a [String] {
+        if matches!(self.make, Make::IgnoresOptions) {
+            &[]
+        } else {
+            given
+        }
+    }
+
+    /// The bug in selection, when it is one.
+    pub fn selection(&self) -> Option<SelectBug> {
+        match self.make {
+            Make::Select(bug) => Some(bug),
+            _ => None,
+        }
+    }
+
+    /// Wraps a good driver whose home is `home`. `restarted` says that the home had layers already.
+    pub fn wrap(&self, inner: Arc<dyn Driver>, home: &Path) -> Arc<dyn Driver> {
+        let bug: Box<dyn Bug> = match self.make {
+            Make::Recipe(recipe) => Box::new(recipe),
+            Make::Bug(make) => make(),
+            Make::IgnoresOptions | Make::Select(_) => return inner,
+        };
+        Arc::new(Mutated {
+            base: Base::new(inner, home),
+            bug,
+        })
+    }
+}
+
+/// The mutant of that name.
+pub fn find(name: &str) -> Option<&'static Mutant> {
+    ALL.iter().find(|m| m.name == name)
+}
+
+/// Wraps a good driver in the mutant of that name; `None` when there is no such mutant.
+pub fn wrap(name: &str, inner: Arc<dyn Driver>, home: &Path) -> Option<Arc<dyn Driver>> {
+    find(name).map(|m| m.wrap(inner, home))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_kebab_case() {
+        let names: BTreeSet<&str> = ALL.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for m in ALL {
+            assert!(
+                m.name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{}",
+                m.name
+            );
+            assert!(m.about.ends_with('.'), "{}: `about` is a sentence", m.name);
+            assert!(find(m.name).is_some());
+        }
+    }
+}

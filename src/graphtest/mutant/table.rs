@@ -1,0 +1,244 @@
+//! The list of mutants.
+
+use super::recipe::Recipe;
+use super::select::SelectBug;
+use super::{Make, Mutant, calls, child, mounts, persist, put, report, stream, transfer};
+
+macro_rules! mutants {
+    ($($name:literal $about:literal $make:expr;)*) => {
+        /// Every mutant, grouped as the suites are.
+        pub const ALL: &[Mutant] = &[$(Mutant { name: $name, about: $about, make: $make },)*];
+    };
+}
+
+const fn child(
+    r: Recipe,
+    f: fn(&std::path::Path, &super::recipe::Layer<'_>) -> std::io::Result<()>,
+) -> Recipe {
+    Recipe {
+        child: Some(f),
+        ..r
+    }
+}
+
+use Make::{Bug, IgnoresOptions, Recipe as R, Select};
+
+mutants! {
+    // lifecycle
+    "root-mode-umask" "The umask of the process shapes the mode of a new layer's root." Bug(calls::RootModeUmask::make);
+    "root-mode-0700" "A new layer's root has mode 0700." Bug(calls::RootMode0700::make);
+    "root-not-inherited" "A child's root is 0755 and root's, whatever the parent's is." R(Recipe::child(child::root_not_inherited));
+    "special-bits-lost" "A child loses setuid, setgid and sticky bits: the mode is set before the owner."
+        R(child(Recipe::diff(stream::special_bits_lost), child::special_bits_lost));
+    "dup-create-wipes" "Creating an id that exists makes it anew, empty." Bug(calls::DupCreateWipes::make);
+    "dup-create-accepted" "Creating an id that exists succeeds without a word." Bug(calls::DupCreateAccepted::make);
+    "bad-parent-cleanup-wipes" "Cleaning up after a failed create removes the layer that had the id before." Bug(calls::BadParentCleanupWipes::make);
+    "create-leaves-pieces" "A create that fails leaves a layer of that id." Bug(calls::CreateLeavesPieces::make);
+    "missing-parent-ignored" "A create on a parent that does not exist makes a layer without parent." Bug(calls::MissingParentIgnored::make);
+    "storage-opt-ignored" "Storage options that the driver does not know are passed over." Bug(calls::StorageOptIgnored::make);
+    "driver-option-ignored" "Driver options that are not known are passed over." IgnoresOptions;
+    "exists-always" "Every id exists." Bug(calls::ExistsAlways::make);
+    "exists-creates" "Asking whether a layer exists makes it." Bug(calls::ExistsCreates::make);
+    "remove-keeps-storage" "A removed layer leaves a directory with another name." Bug(calls::RemoveKeepsStorage::make);
+    "remove-empty-id-wipes" "Removing the empty id empties the driver's home." Bug(calls::RemoveEmptyIdWipes::make);
+    "remove-missing-fails" "Removing a layer that does not exist fails." Bug(calls::RemoveMissingFails::make);
+    "remove-forgets-mounted" "Removing a mounted layer only forgets it." Bug(mounts::RemoveForgetsMounted::make);
+    "remove-takes-siblings" "Removing a layer removes the other children of its parent." Bug(calls::RemoveTakesSiblings::make);
+    "remove-takes-children" "Removing a layer removes its children." Bug(calls::RemoveTakesChildren::make);
+    "id-burned" "An id that was removed cannot be used again." Bug(persist::IdBurned::make);
+    "recreated-has-old-content" "A layer made under an id that was removed is not empty." Bug(persist::RecreatedHasOldContent::make);
+    "status-key-twice" "A key stands twice in the status." Bug(calls::StatusKeyTwice::make);
+    "status-unstable" "The status has other keys each time." Bug(calls::StatusUnstable::make);
+    "metadata-paths-wrong" "Paths in the metadata do not exist." Bug(calls::MetadataPathsWrong::make);
+    "metadata-lower-for-base" "A layer without parent has a LowerDir in its metadata." Bug(calls::MetadataLowerForBase::make);
+    "metadata-of-missing" "Metadata of a layer that does not exist is empty, not an error." Bug(calls::MetadataOfMissing::make);
+    "cleanup-leaves-mounts" "Cleanup leaves the driver's mounts." Bug(mounts::CleanupLeavesMounts::make);
+    "cleanup-deletes" "Cleanup deletes the layers." Bug(mounts::CleanupDeletes::make);
+    "cleanup-once" "A second cleanup fails." Bug(mounts::CleanupOnce::make);
+
+    // chains
+    "depth-truncates" "Beyond 100 layers the lowest one is not mounted." R(Recipe::child(child::depth_truncates));
+    "option-string-cut" "Mount options are cut off at one page: the lowest layers are lost." R(Recipe::child(child::option_string_cut));
+    "too-deep-accepted" "A chain that is too long is made on a shorter one without a word." Bug(calls::TooDeepAccepted::make);
+    "depth-error-at-get" "A chain that is too long is noticed when it is mounted, not when it is made." Bug(persist::DepthErrorAtGet::make);
+    "skips-parent" "A child of a child is made on its grandparent." Bug(calls::SkipsParent::make);
+    "empty-layer-breaks-chain" "A layer made on one that changed nothing is empty." Bug(calls::EmptyLayerBreaksChain::make);
+    "oldest-layer-wins" "Layers are stacked the wrong way round: the oldest version of a file is shown." R(Recipe::child(child::oldest_layer_wins));
+    "siblings-share" "All children of a parent are one layer." Bug(mounts::SiblingsShare::make);
+    "fanout-collides" "Of many children of one parent some share a name on disk." Bug(mounts::FanoutCollides::make);
+    "parent-writable-leaks" "What is written into a parent shows in the children it has." Bug(mounts::ParentWritableLeaks::make);
+
+    // whiteouts
+    "whiteout-lost" "Deletions are left out of the diff." R(Recipe::diff(stream::whiteout_lost));
+    "whiteout-prefix-on-path" "The whiteout prefix stands before the whole path." R(Recipe::diff(stream::whiteout_prefix_on_path));
+    "children-of-deleted-dir" "The children of a deleted directory are reported as deleted too."
+        R(Recipe { changes: Some(report::children_of_deleted_dir), ..Recipe::diff(stream::children_of_deleted_dir) });
+    "opaque-lost" "The diff does not say that a directory was made anew." R(Recipe::diff(stream::opaque_lost));
+    "opaque-metadata-lost" "A directory made anew has owner and mode of the default in the diff." R(Recipe::diff(stream::opaque_metadata_lost));
+    "opaque-on-all-dirs" "Every directory in the diff is marked as made anew." R(Recipe::diff(stream::opaque_on_all_dirs));
+    "deleted-comes-back" "A deletion counts for one layer only." R(Recipe::child(child::deleted_comes_back));
+    "stale-whiteout-wins" "A deletion hides what a later layer made under the name." R(Recipe::child(child::stale_whiteout_wins));
+    "recreated-dir-not-opaque" "A directory made anew shows its old content once mounted again." R(Recipe::put(put::recreated_dir_not_opaque));
+    "replaced-type-reverts" "A file replaced by one of another kind is the old one once mounted again." R(Recipe::put(put::replaced_type_reverts));
+    "replaced-type-lost" "The diff leaves out what replaces another kind of file." R(Recipe::diff(stream::replaced_types_lost));
+    "whiteout-literal" "Whiteouts stay in the layer as files." R(Recipe { applied: Some(stream::whiteout_literal), ..Recipe::NONE });
+    "whiteout-of-missing-fails" "A whiteout of a name that does not exist fails the whole archive." R(Recipe::apply(stream::whiteout_of_missing_fails));
+    "whiteout-follows-symlink" "A whiteout of a symbolic link deletes its target." R(Recipe::apply(stream::whiteout_follows_symlink));
+    "bare-whiteout-ignored" "Entries named `.wh.`, `.wh..` and `.wh...` are passed over." R(Recipe::apply(stream::bare_whiteout_ignored));
+    "whiteout-name-exported" "A file whose name begins with `.wh.` is exported as it is." Bug(transfer::WhiteoutNameExported::make);
+
+    // copy-up
+    "chmod-resets-mtime" "A change of mode or owner changes the modification time." R(Recipe::put(put::chmod_resets_mtime));
+    "append-lost" "What is appended to a file of the parent is lost." R(Recipe::put(put::append_lost));
+    "write-lost" "What is written in place into a file of the parent is lost." R(Recipe::put(put::write_lost));
+    "rename-leaves-source" "After a rename the source is there again." R(Recipe::put(put::rename_leaves_source));
+    "removed-dir-reappears" "A directory removed or renamed is there again, empty." R(Recipe::put(put::removed_dir_reappears));
+    "inode-changes" "A file gets another inode once it was changed." R(Recipe::put(put::inode_changes));
+    "lowest-attributes-win" "Owner and mode are those of the lowest layer that has the file." R(Recipe::child(child::lowest_attributes_win));
+    "hardlink-partner-emptied" "Writing to one of two hard links empties the other name." R(Recipe::put(put::hardlink_partner_emptied));
+    "hardlink-removal-takes-all" "Removing one of two hard links removes both." R(Recipe::put(put::hardlink_removal_takes_all));
+    "setgid-not-inherited" "What is made in a setgid directory does not get its group." R(Recipe::put(put::setgid_not_inherited));
+
+    // files
+    "hardlink-copied" "A child has a copy for each name of a hard link." R(Recipe::child(child::hardlink_copied));
+    "hardlink-copied-in-diff" "The diff holds a copy for each name of a hard link." R(Recipe::diff(stream::hardlink_copied));
+    "hardlink-new-name-only" "A new name of a file of the parent is exported alone." R(Recipe::diff(stream::hardlink_new_name_only));
+    "symlink-followed" "A child has copies of files in the place of symbolic links." R(Recipe::child(child::symlink_followed));
+    "symlink-target-cleaned" "Targets of symbolic links lose `.` and `..`." R(Recipe::put(put::symlink_target_cleaned));
+    "symlink-owner-lost" "Symbolic links are root's in a child." R(Recipe::child(child::symlink_owner_lost));
+    "special-files-lost" "A child has no pipes and devices." R(Recipe::child(child::special_files_lost));
+    "special-files-lost-in-diff" "The diff holds no pipes and devices." R(Recipe::diff(stream::special_files_lost));
+    "device-minor-cut" "Minor device numbers keep 8 bits."
+        R(child(Recipe::diff(stream::device_minor_cut), child::device_minor_cut));
+    "sockets-abort" "The diff of a layer with a socket fails." R(Recipe::diff(stream::socket_aborts_diff));
+    "socket-as-file" "A socket stands in the diff as an empty file." R(Recipe::diff(stream::socket_as_file));
+    "socket-fails-child" "A layer with a socket can have no child." R(Recipe::child(child::socket_fails_child));
+    "xattrs-dropped" "A child has no `user.*` attributes." R(Recipe::child(child::xattrs_dropped));
+    "xattrs-lost-in-diff" "The diff holds no `user.*` attributes." R(Recipe::diff(stream::xattrs_lost));
+    "xattr-cut-at-nul" "Values of extended attributes end at their first NUL."
+        R(child(Recipe::diff(stream::xattr_cut_at_nul), child::xattr_cut_at_nul));
+    "caps-dropped" "A child has no file capabilities." R(Recipe::child(child::caps_dropped));
+    "caps-lost-in-diff" "The diff holds no file capabilities." R(Recipe::diff(stream::caps_lost));
+    "acl-dropped" "A child has no POSIX ACLs." R(Recipe::child(child::acl_dropped));
+    "acl-lost-in-diff" "The diff holds no POSIX ACLs." R(Recipe::diff(stream::acl_lost));
+    "overlay-xattr-exported" "The diff holds attributes that belong to overlayfs." R(Recipe::diff(stream::overlay_xattr_exported));
+    "overlay-xattr-stripped" "Attributes of overlayfs in an archive are dropped without a word." Bug(transfer::OverlayXattrStripped::make);
+    "sparse-end-lost" "A hole at the end of a file is cut off."
+        R(child(Recipe::diff(stream::sparse_end_lost), child::sparse_end_lost));
+    "sparse-edge-lost" "The last byte before a hole is lost." R(Recipe::child(child::sparse_edge_lost));
+    "name-not-utf8-replaced" "Names that are not UTF-8 get replacement characters."
+        R(child(Recipe::diff(stream::name_not_utf8_replaced), child::name_not_utf8_replaced));
+    "name-cut-at-100" "Names are cut to 100 bytes in the diff." R(Recipe::diff(stream::name_cut_at_100));
+    "long-names-lost" "A child has no names longer than 250 bytes." R(Recipe::child(child::long_names_lost));
+    "case-folded" "Names that differ in case only are one." R(Recipe::child(child::case_folded));
+    "modes-umasked" "Modes in a child go through a umask of 022." R(Recipe::child(child::modes_umasked));
+    "uid-truncated" "Owners keep 16 bits in a child, 21 in the diff." R(child(Recipe::diff(stream::uid_truncated), child::uid_truncated));
+    "mtime-sec-only" "Times in a child have whole seconds." R(Recipe::child(child::mtime_sec_only));
+    "mtime-sec-only-in-diff" "Times in the diff have whole seconds." R(Recipe::diff(stream::mtime_sec_only));
+    "mtime-negative-zero" "Times before 1970 become 0." R(Recipe::child(child::mtime_negative_zero));
+    "dir-mtime-now" "Directories in a child have the time of the copy." R(Recipe::child(child::dir_mtime_now));
+    "empty-dirs-lost" "A child has no empty directories." R(Recipe::child(child::empty_dirs_lost));
+    "empty-dirs-lost-in-diff" "The diff holds no empty directories." R(Recipe::diff(stream::empty_dirs_lost));
+
+    // diff and apply
+    "diff-top-layer-only" "Diff, changes and size are against the direct parent, whatever was asked for." Bug(transfer::TopLayerOnly::make);
+    "diff-unstable" "Two diffs of one layer differ." Bug(transfer::DiffUnstable::make);
+    "parents-left-out" "Directories that hold a change are left out of the diff." R(Recipe::diff(stream::parents_left_out));
+    "parents-root-0700" "Directories that hold a change stand in the diff as root's, mode 0700." R(Recipe::diff(stream::parents_root_0700));
+    "root-entry-always" "The diff of an unchanged layer is not empty." R(Recipe::diff(stream::root_entry_always));
+    "same-size-missed" "A file rewritten with the same size within a second is not noticed."
+        R(Recipe { changes: Some(report::same_size_missed), ..Recipe::diff(stream::same_size_missed) });
+    "diff-unmounts" "A diff unmounts a layer that its caller holds." Bug(transfer::DiffUnmounts::make);
+    "diff-leaks-mount" "A diff leaves its layer mounted." Bug(transfer::DiffLeaksMount::make);
+    "early-close-leaks" "A diff that is not read to its end leaves its layer mounted." Bug(transfer::EarlyCloseLeaks::make);
+    "diff-of-held-empty" "The diff of a layer that is held is empty." Bug(transfer::DiffOfHeldEmpty::make);
+    "last-byte-lost" "Files in the diff lack their last byte." R(Recipe::diff(stream::last_byte_lost));
+    "last-byte-lost-in-apply" "Applied files lack their last byte." R(Recipe::apply(stream::last_byte_lost));
+    "junk-accepted" "What is no archive counts as an empty one." Bug(transfer::JunkAccepted::make);
+    "truncated-accepted" "An archive cut short counts as whole." Bug(transfer::TruncatedAccepted::make);
+    "gzip-accepted" "A compressed archive is taken." Bug(transfer::GzipAccepted::make);
+    "empty-accepted" "A stream of no bytes counts as an archive." Bug(transfer::EmptyAccepted::make);
+    "trailing-unread" "What follows the end of an archive is not read." Bug(transfer::TrailingUnread::make);
+    "first-entry-wins" "Of two entries of one name the first one stands." R(Recipe::apply(stream::first_entry_wins));
+    "dir-replaces-dir" "A directory in an archive empties the one that is there." R(Recipe::apply(stream::dir_replaces_dir));
+    "apply-wipes" "An archive replaces all that the layer holds." R(Recipe::apply(stream::apply_wipes));
+    "missing-parents-0700" "Directories that an archive does not name have mode 0700."
+        R(Recipe { applied: Some(stream::missing_parents_0700), ..Recipe::NONE });
+    "dir-mtime-lost" "Directories of an archive have the time of applying."
+        R(Recipe { applied: Some(stream::dir_mtime_lost), ..Recipe::NONE });
+    "global-header-fails" "A global PAX header is an error." R(Recipe::apply(stream::global_header_fails));
+    "global-header-as-file" "A global PAX header becomes a file." R(Recipe::apply(stream::global_header_as_file));
+    "xattrs-lost-in-apply" "Extended attributes of an archive are not set." R(Recipe::apply(stream::xattrs_lost));
+    "dotdot-accepted" "A name that leaves the layer is taken by its last component." R(Recipe::apply(stream::dotdot_accepted));
+    "apply-error-swallowed" "An archive that cannot be applied is no error." Bug(transfer::ApplyErrorSwallowed::make);
+
+    // changes
+    "changes-no-parents" "Directories that hold a change are not listed." R(Recipe { changes: Some(report::no_parents), ..Recipe::NONE });
+    "changes-no-deletes" "Deletions are not listed." R(Recipe { changes: Some(report::no_deletes), ..Recipe::NONE });
+    "changes-children-of-replaced-dir" "A directory replaced by a file lists its children as deleted."
+        R(Recipe { changes: Some(report::children_of_replaced_dir), ..Recipe::NONE });
+    "changes-root-listed" "The root is listed." R(Recipe { changes: Some(report::root_listed), ..Recipe::NONE });
+    "changes-first-twice" "A path is listed twice." R(Recipe { changes: Some(report::first_twice), ..Recipe::NONE });
+    "changes-unsorted" "Changes are not sorted." R(Recipe { changes: Some(report::unsorted), ..Recipe::NONE });
+    "changes-metadata-missed" "A change of mode or owner is not listed." R(Recipe { changes: Some(report::metadata_missed), ..Recipe::NONE });
+    "changes-touch-missed" "A change of a file's time is not listed." R(Recipe { changes: Some(report::touch_missed), ..Recipe::NONE });
+    "changes-dir-touch" "A change of a directory's time is listed." R(Recipe { changes: Some(report::dir_touch_reported), ..Recipe::NONE });
+    "changes-xattrs-missed" "A change of an extended attribute is not listed." R(Recipe { changes: Some(report::xattrs_missed), ..Recipe::NONE });
+    "changes-symlinks-missed" "A symbolic link that points elsewhere is not listed." R(Recipe { changes: Some(report::symlinks_missed), ..Recipe::NONE });
+    "changes-special-files-missed" "Pipes, devices and sockets are not listed." R(Recipe { changes: Some(report::special_files_missed), ..Recipe::NONE });
+    "changes-no-parent-modifies" "Without a parent everything is listed as modified." R(Recipe { changes: Some(report::no_parent_modifies), ..Recipe::NONE });
+    "changes-cached" "Changes are remembered from the first call on." Bug(transfer::ChangesCached::make);
+
+    // sizes
+    "hardlink-size-doubled" "Every name of a hard link counts." R(Recipe { size: Some(report::hardlinks_doubled), ..Recipe::NONE });
+    "size-whole-blocks" "Sizes are rounded up to whole blocks." R(Recipe { size: Some(report::whole_blocks), ..Recipe::NONE });
+    "size-allocated" "Allocated blocks are counted, not bytes." R(Recipe { size: Some(report::allocated_blocks), ..Recipe::NONE });
+    "size-counts-parent" "What the parent holds is counted." R(Recipe { size: Some(report::parent_counted), ..Recipe::NONE });
+    "size-counts-dirs" "Directories are counted." R(Recipe { size: Some(report::dirs_counted), ..Recipe::NONE });
+    "size-counts-deletes" "Deleted files are counted." R(Recipe { size: Some(report::deletes_counted), ..Recipe::NONE });
+    "size-counts-growth" "Of a changed file only its growth is counted." R(Recipe { size: Some(report::growth_counted), ..Recipe::NONE });
+    "apply-size-of-archive" "Apply answers with the size of the archive." Bug(transfer::ApplySizeOfArchive::make);
+    "apply-size-zero" "Apply answers with 0." Bug(transfer::ApplySizeZero::make);
+
+    // mounts
+    "refcount-unmounts-early" "The first put unmounts for everyone." Bug(mounts::RefcountUnmountsEarly::make);
+    "put-below-zero-swallows-get" "A put without a get makes the next get mount nothing." Bug(mounts::PutBelowZero::make);
+    "put-leaks" "Nothing is ever unmounted." Bug(mounts::PutLeaks::make);
+    "put-missing-fails" "A put of a layer that does not exist fails." Bug(mounts::PutMissingFails::make);
+    "get-path-varies" "Each get of a layer answers with another path." Bug(mounts::GetPathVaries::make);
+    "get-creates" "A get of a layer that does not exist makes it." Bug(mounts::GetCreates::make);
+    "get-leaves-dir" "A get that fails leaves a directory." Bug(mounts::GetLeavesDir::make);
+    "refcount-unlocked" "Counts are kept without a lock." Bug(mounts::RefcountUnlocked::make);
+    "create-unlocked" "Two threads may both create one id." Bug(mounts::CreateUnlocked::make);
+    "diffs-collide" "A second diff fails while one is being read." Bug(mounts::DiffsCollide::make);
+
+    // limits
+    "id-basename" "An id with slashes is taken by its last component." Bug(calls::IdBasename::make);
+    "id-cut" "Ids are cut to 60 bytes." Bug(calls::IdCut::make);
+    "id-lowercased" "Ids are made lower case." Bug(calls::IdLowercased::make);
+    "colon-unescaped" "A colon, comma or backslash in the home's path breaks the mount options." R(Recipe::child(child::colon_unescaped));
+
+    // recovery
+    "restart-forgets" "Layers made before a restart do not exist after it." Bug(persist::RestartForgets::make);
+    "restart-forgets-parents" "Parents of layers are forgotten by a restart." Bug(persist::RestartForgetsParents::make);
+    "restart-empties-files" "A restart empties files." Bug(persist::RestartEmptiesFiles::make);
+    "restart-loses-mount" "After a restart a get mounts nothing." Bug(persist::RestartLosesMount::make);
+    "create-not-atomic" "A new layer is there before it shows its parent." Bug(persist::CreateNotAtomic::make);
+    "remove-not-atomic" "A layer is emptied before it is removed." Bug(persist::RemoveNotAtomic::make);
+    "empty-link-wipes-links" "Removing a layer whose `link` file is empty removes all links." Bug(persist::EmptyLinkWipesLinks::make);
+    "damage-shown-empty" "A damaged layer is shown as an empty one." Bug(persist::DamageShownEmpty::make);
+
+    // views
+    "view-writable" "A layer that has children is handed out as a writable copy." Bug(mounts::ViewWritable::make);
+
+    // selection
+    "prior-state-ignored" "State of a driver in the storage root does not count." Select(SelectBug::PriorIgnored);
+    "prior-falls-back" "When the driver that has state cannot run, another one is taken." Select(SelectBug::PriorFallsBack);
+    "prior-conflict-ignored" "Of several drivers with state the first is taken." Select(SelectBug::ConflictIgnored);
+    "prior-empty-counts" "An empty directory counts as state." Select(SelectBug::EmptyCounts);
+    "prior-vfs-counts" "State of vfs selects vfs." Select(SelectBug::VfsCounts);
+    "select-any-error-skips" "Any error of a driver goes on to the next." Select(SelectBug::AnyErrorSkips);
+    "select-by-name" "Drivers are tried in the order of their names." Select(SelectBug::ByName);
+    "select-env-ignored" "The DOCKER_DRIVER variable does not count." Select(SelectBug::EnvIgnored);
+    "select-named-falls-back" "When the named driver cannot run, another one is taken." Select(SelectBug::NamedFallsBack);
+}
