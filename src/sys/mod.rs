@@ -1,6 +1,7 @@
 //! Kernel interfaces, one file each. The only module that may use `unsafe`.
 
 pub mod copy;
+pub mod errno;
 pub mod fs;
 pub mod identity;
 pub mod mount;

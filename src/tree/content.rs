@@ -52,6 +52,21 @@ impl Hasher {
     }
 }
 
+/// Fills `buf` with the pseudo-random bytes of `seed` from offset `at`, a multiple of 8, on: the same bytes for the same
+/// seed and offset everywhere and for ever (SplitMix64, one word for each eight bytes).
+pub fn pseudo_random(seed: u64, at: u64, buf: &mut [u8]) {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let start = seed.wrapping_mul(0xd134_2543_de82_ef95);
+    for (i, chunk) in buf.chunks_mut(8).enumerate() {
+        let n = at / 8 + i as u64 + 1;
+        let mut z = start.wrapping_add(GAMMA.wrapping_mul(n));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        chunk.copy_from_slice(&z.to_le_bytes()[..chunk.len()]);
+    }
+}
+
 impl Content {
     /// The content of a file that holds just these bytes.
     pub fn of_bytes(bytes: &[u8]) -> Self {
