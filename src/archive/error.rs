@@ -51,4 +51,20 @@ impl Error {
             source: source.into(),
         }
     }
+
+    /// Wraps a failure of the stream; an archive error that another reader of this module wrapped comes out as it was.
+    pub fn stream(e: io::Error) -> Self {
+        match e.downcast::<Self>() {
+            Ok(inner) => inner,
+            Err(e) => Self::Stream(e),
+        }
+    }
+
+    /// An entry that is refused.
+    pub fn refused(name: &[u8], why: impl Into<String>) -> Self {
+        Self::Refused {
+            name: TreePath(name.to_vec()),
+            why: why.into(),
+        }
+    }
 }
