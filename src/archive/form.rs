@@ -12,9 +12,10 @@ use crate::sys::xattr;
 use crate::tree::TreePath;
 
 /// How deletions are kept on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Form {
     /// Not at all: a whole tree, in which everything that is not there is gone.
+    #[default]
     Plain,
     /// overlayfs: character devices 0/0, and `trusted.overlay.*` attributes.
     Overlay,

@@ -1,5 +1,6 @@
 //! Layers as tar: changes, whiteouts, writing, applying, sizes, tar-split.
 
+mod apply;
 mod change;
 mod changes;
 mod compare;
@@ -7,6 +8,7 @@ mod error;
 mod form;
 mod header;
 mod id_map;
+mod names;
 mod pax;
 pub mod read;
 mod size;
@@ -14,6 +16,7 @@ mod walk;
 mod write;
 mod xattrs;
 
+pub use apply::{Applied, ApplyOptions, apply};
 pub use change::{Change, ChangeKind};
 pub use changes::{ChangesOptions, changes, changes_with, layer_changes};
 pub use error::Error;

@@ -1,0 +1,293 @@
+//! Applying a layer archive to a directory.
+//!
+//! Nothing outside the root is ever read, written or removed: every directory is opened with openat2(2) below a descriptor of the
+//! root, without following symbolic links and without entering mounts; links in the middle of a name are read and resolved here, as if
+//! the root were `/`. The last part of a name is never followed. No path is walked a second time by name.
+//!
+//! The rules are those of the OCI image specification (`layer.md`) where moby, containerd and containers-storage differ:
+//! - whiteouts and opaque markers act on what was there before, never on what this archive brings, wherever they stand in it;
+//! - a directory entry over a directory replaces its attributes, extended ones included; anything else is removed and made anew;
+//! - of two entries of one name the last wins;
+//! - the root's own entry is read over: a layer's root belongs to its driver.
+
+mod create;
+mod dirs;
+mod fault;
+mod remove;
+mod whiteout;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::CString;
+use std::hash::{BuildHasher, RandomState};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, FileType, Stat, Timespec, Timestamps, UTIME_OMIT, statat, utimensat};
+use rustix::io::Errno;
+
+use self::dirs::Dirs;
+use self::fault::{Fault, On, Outcome, refused};
+use super::names::{self, Meaning};
+use super::read::Reader;
+use super::{EntryHeader, EntryKind, Error, Form, IdMaps};
+use crate::tree::{Timestamp, TreePath};
+
+/// How an archive is applied.
+#[derive(Clone, Debug, Default)]
+pub struct ApplyOptions {
+    /// How deletions are kept on disk; [`Form::Plain`] carries them out.
+    pub form: Form,
+    /// From the archive's owners to those on disk.
+    pub id_maps: IdMaps,
+    /// In a user namespace: device nodes are left out, and attributes of the `trusted` and `security` namespaces that the kernel refuses
+    /// there.
+    pub in_userns: bool,
+    /// Leave out extended attributes that the filesystem cannot keep, instead of failing.
+    pub best_effort_xattrs: bool,
+}
+
+/// What was applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Apparent size in bytes of what was made and still stands: every inode once, directories none; a file that was there before and
+    /// got a further name counts as well.
+    pub size: u64,
+    /// Entries read.
+    pub entries: u64,
+}
+
+/// Applies an uncompressed archive to the directory `root`, which must exist, and reads `input` to its end.
+///
+/// After an error the directory may hold a part of the archive.
+///
+/// # Errors
+/// [`Error::Corrupt`] where the stream is not a whole archive, [`Error::Refused`] for an entry that would leave the root or cannot
+/// be part of a layer, [`Error::Io`] where the filesystem fails, [`Error::Stream`] where reading does.
+pub fn apply(
+    root: BorrowedFd<'_>,
+    input: &mut dyn Read,
+    options: &ApplyOptions,
+) -> Result<Applied, Error> {
+    let mut reader = Reader::new(input);
+    let dirs = Dirs::new(root).map_err(|e| Error::io("open", &TreePath::root(), e))?;
+    let mut applier = Applier::new(dirs, options);
+    while let Some(entry) = reader.next_entry()? {
+        applier.applied.entries += 1;
+        applier
+            .entry(&entry, &mut reader)
+            .map_err(|fault| fault.into_error(&entry.name))?;
+    }
+    applier
+        .set_directory_times()
+        .map_err(|fault| fault.into_error(b""))?;
+    reader.drain()?;
+    Ok(applier.applied)
+}
+
+/// The most symbolic links in the directories of one name, as the kernel's own limit.
+const MAX_LINKS: usize = 40;
+
+struct Applier<'a> {
+    options: &'a ApplyOptions,
+    dirs: Dirs,
+    applied: Applied,
+    hashers: [RandomState; 2],
+    /// Paths that this archive made, as 128 keyed bits each: a million entries cost 32 MiB whatever their names.
+    made: HashSet<u128>,
+    /// Paths whose whiteout was carried out, and directories made opaque.
+    hidden: HashSet<u128>,
+    opaque: HashSet<u128>,
+    /// Inodes with several names: how many of them this archive made.
+    links: HashMap<(u64, u64), u64>,
+    /// Times of directories, set at the end because their children would move them.
+    times: BTreeMap<TreePath, Timestamp>,
+}
+
+impl<'a> Applier<'a> {
+    fn new(dirs: Dirs, options: &'a ApplyOptions) -> Self {
+        Self {
+            options,
+            dirs,
+            applied: Applied::default(),
+            hashers: [RandomState::new(), RandomState::new()],
+            made: HashSet::new(),
+            hidden: HashSet::new(),
+            opaque: HashSet::new(),
+            links: HashMap::new(),
+            times: BTreeMap::new(),
+        }
+    }
+
+    fn entry<R: Read>(&mut self, entry: &EntryHeader, reader: &mut Reader<R>) -> Outcome {
+        let meaning = names::meaning(&entry.name).map_err(Fault::Refused)?;
+        check_xattrs(entry)?;
+        match meaning {
+            Meaning::Root if entry.kind == EntryKind::Dir => Ok(()),
+            Meaning::Root => refused("the root of a layer is a directory"),
+            Meaning::Metadata => Ok(()),
+            Meaning::Opaque(dir) => self.opaque(&dir),
+            Meaning::Whiteout(path) => self.whiteout(&path),
+            Meaning::Entry(path) => self.create(&path, entry, reader),
+        }
+    }
+
+    fn key(&self, path: &TreePath) -> u128 {
+        let [a, b] = &self.hashers;
+        u128::from(a.hash_one(&path.0)) << 64 | u128::from(b.hash_one(&path.0))
+    }
+
+    fn was_made(&self, path: &TreePath) -> bool {
+        self.made.contains(&self.key(path))
+    }
+
+    /// Where the directory `path` really is, with symbolic links resolved inside the root. With `make`, directories that are
+    /// missing are made; otherwise, and where something that is no directory stands in the way, there is none.
+    fn directory(&mut self, path: &TreePath, make: bool) -> Outcome<Option<TreePath>> {
+        if self.dirs.get(path).is_ok() {
+            return Ok(Some(path.clone()));
+        }
+        let mut todo: Vec<Vec<u8>> = Vec::new();
+        let push = |todo: &mut Vec<Vec<u8>>, path: &[u8]| {
+            todo.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
+        };
+        push(&mut todo, &path.0);
+        let (mut at, mut links) = (TreePath::root(), 0);
+        while let Some(part) = todo.pop() {
+            match part.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    at = at.parent().unwrap_or_default();
+                    continue;
+                }
+                _ => {}
+            }
+            let child = at.join(&part);
+            match self.dirs.get(&child).map(drop) {
+                Ok(()) => at = child,
+                Err(e) => match Errno::from_io_error(&e) {
+                    Some(Errno::NOENT) if make => {
+                        self.implied_directory(&child, false)?;
+                        at = child;
+                    }
+                    Some(Errno::NOENT) => return Ok(None),
+                    Some(Errno::LOOP | Errno::NOTDIR) => match self.obstacle(&child)? {
+                        Obstacle::Link(target) => {
+                            links += 1;
+                            if links > MAX_LINKS {
+                                return refused("too many symbolic links in its directories");
+                            }
+                            if target.starts_with(b"/") {
+                                at = TreePath::root();
+                            }
+                            push(&mut todo, &target);
+                        }
+                        Obstacle::Whiteout if make => {
+                            self.clear(&child)?;
+                            self.implied_directory(&child, true)?;
+                            at = child;
+                        }
+                        Obstacle::Whiteout => return Ok(None),
+                        Obstacle::Other if make => {
+                            return refused(format!("{child} is not a directory"));
+                        }
+                        Obstacle::Other => return Ok(None),
+                    },
+                    _ => return Err(e).on("open", &child),
+                },
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// What stands where a directory should.
+    fn obstacle(&mut self, path: &TreePath) -> Outcome<Obstacle> {
+        let base = c_name(path);
+        let dir = self.holder(path)?;
+        match rustix::fs::readlinkat(dir, &base, Vec::new()) {
+            Ok(target) => Ok(Obstacle::Link(target.into_bytes())),
+            Err(Errno::INVAL) => {
+                let st = statat(dir, &base, AtFlags::SYMLINK_NOFOLLOW).on("examine", path)?;
+                let whiteout = self.is_whiteout(&st);
+                Ok(if whiteout {
+                    Obstacle::Whiteout
+                } else {
+                    Obstacle::Other
+                })
+            }
+            Err(e) => Err(e).on("read link", path),
+        }
+    }
+
+    /// The open directory that holds `path`, whose own directories are real ones.
+    fn holder(&mut self, path: &TreePath) -> Outcome<&dirs::Held> {
+        let dir = path.parent().unwrap_or_default();
+        self.dirs.get(&dir).on("open", &dir)
+    }
+
+    /// What stands at `path`, not followed.
+    fn stat(&mut self, path: &TreePath) -> Outcome<Option<Stat>> {
+        let base = c_name(path);
+        match statat(self.holder(path)?, &base, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(st) => Ok(Some(st)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(e).on("examine", path),
+        }
+    }
+
+    /// A character device 0/0 in a directory that overlayfs reads.
+    fn is_whiteout(&self, st: &Stat) -> bool {
+        matches!(self.options.form, Form::Overlay | Form::OverlayUser)
+            && FileType::from_raw_mode(st.st_mode) == FileType::CharacterDevice
+            && st.st_rdev == 0
+    }
+
+    fn set_directory_times(&mut self) -> Outcome {
+        for (path, mtime) in std::mem::take(&mut self.times) {
+            let base = c_name(&path);
+            let times = timestamps(mtime);
+            let dir = self.holder(&path)?.as_fd();
+            utimensat(dir, &base, &times, AtFlags::SYMLINK_NOFOLLOW).on("set times of", &path)?;
+        }
+        Ok(())
+    }
+}
+
+enum Obstacle {
+    Link(Vec<u8>),
+    Whiteout,
+    Other,
+}
+
+/// The last part of a path, for a system call. Names were checked for NUL when they were read.
+fn c_name(path: &TreePath) -> CString {
+    CString::new(path.base()).unwrap_or_default()
+}
+
+fn timestamps(mtime: Timestamp) -> Timestamps {
+    Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: mtime.secs,
+            tv_nsec: mtime.nanos.into(),
+        },
+    }
+}
+
+/// Refuses attributes by which overlayfs is told what to show: in a layer's directory they would act, not be kept.
+fn check_xattrs(entry: &EntryHeader) -> Outcome {
+    for (name, _) in &entry.xattrs {
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            let name = TreePath(name.clone());
+            return refused(format!(
+                "the attribute {name} belongs to the overlay filesystem"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

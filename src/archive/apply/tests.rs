@@ -1,0 +1,1 @@
+//! Applying through the public face.

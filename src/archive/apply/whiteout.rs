@@ -1,0 +1,165 @@
+//! Deletions, carried out or kept as the form keeps them.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, Mode, mknodat};
+use rustix::io::Errno;
+
+use super::fault::{On, Outcome, refused};
+use super::remove::Spare;
+use super::{Applier, c_name};
+use crate::archive::Form;
+use crate::archive::names::{OPAQUE_MARKER, WHITEOUT_PREFIX};
+use crate::sys::xattr;
+use crate::tree::TreePath;
+
+/// What this archive had put where a deletion acts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    File,
+    Dir,
+}
+
+impl Applier<'_> {
+    /// `name` was deleted from the layers below.
+    pub(super) fn whiteout(&mut self, name: &TreePath) -> Outcome {
+        let dir = name.parent().unwrap_or_default();
+        let make = self.options.form != Form::Plain;
+        let Some(dir) = self.directory_unless_deleted(&dir, make)? else {
+            return Ok(());
+        };
+        let path = dir.join(name.base());
+        // A second whiteout of the same name finds nothing that the first has left.
+        if !self.hidden.insert(self.key(&path)) {
+            return Ok(());
+        }
+        match (self.remove_old(&path)?, self.options.form) {
+            (_, Form::Plain) | (Left::File, _) => Ok(()),
+            (Left::Dir, _) => self.mark_opaque(&path),
+            (Left::Nothing, Form::Aufs) => self.aufs_marker(&path, WHITEOUT_PREFIX, path.base()),
+            (Left::Nothing, Form::Overlay | Form::OverlayUser) => self.overlay_whiteout(&path),
+        }
+    }
+
+    /// All that the layers below have in `name` was deleted.
+    pub(super) fn opaque(&mut self, name: &TreePath) -> Outcome {
+        let Some(dir) = self.directory(name, true)? else {
+            return Ok(());
+        };
+        if self.opaque.contains(&self.key(&dir)) {
+            return Ok(());
+        }
+        if dir.is_root() && matches!(self.options.form, Form::Overlay | Form::OverlayUser) {
+            return refused("overlayfs cannot keep an opaque marker on the root of a layer");
+        }
+        self.empty(&dir, Spare::Made)?;
+        self.mark_opaque(&dir)
+    }
+
+    /// The directory that a deletion acts in; none when that directory is itself deleted or is no directory.
+    fn directory_unless_deleted(
+        &mut self,
+        dir: &TreePath,
+        make: bool,
+    ) -> Outcome<Option<TreePath>> {
+        let found = self.directory(dir, false)?;
+        if found.is_some() || !make {
+            return Ok(found);
+        }
+        // Missing is made so that the deletion can be kept; a whiteout or a file in the way means that nothing shows there.
+        let mut above = dir.clone();
+        while let Some(up) = above.parent() {
+            if let Some(real) = self.directory(&up, false)? {
+                let there = self.stat(&real.join(above.base()))?;
+                return if there.is_some() {
+                    Ok(None)
+                } else {
+                    self.directory(dir, true)
+                };
+            }
+            above = up;
+        }
+        Ok(None)
+    }
+
+    /// Removes what stood at `path` before this archive.
+    fn remove_old(&mut self, path: &TreePath) -> Outcome<Left> {
+        let Some(st) = self.stat(path)? else {
+            return Ok(Left::Nothing);
+        };
+        let made = self.was_made(path);
+        if FileType::from_raw_mode(st.st_mode) != FileType::Directory {
+            if made {
+                return Ok(Left::File);
+            }
+            self.unlink(path, &st)?;
+            return Ok(Left::Nothing);
+        }
+        self.empty(path, Spare::Made)?;
+        if made {
+            return Ok(Left::Dir);
+        }
+        if self.remove_empty_dir(path)? {
+            return Ok(Left::Nothing);
+        }
+        self.reset_directory(path)?;
+        Ok(Left::Dir)
+    }
+
+    /// From now on nothing of the layers below shows in the directory `path`.
+    pub(super) fn mark_opaque(&mut self, path: &TreePath) -> Outcome {
+        self.opaque.insert(self.key(path));
+        let name = match self.options.form {
+            Form::Plain => return Ok(()),
+            Form::Aufs => return self.aufs_marker(&path.join(b"x"), OPAQUE_MARKER, b""),
+            Form::Overlay => c"trusted.overlay.opaque",
+            Form::OverlayUser => c"user.overlay.opaque",
+        };
+        let dir = self.dirs.get(path).on("open", path)?;
+        xattr::set(dir.as_fd(), c"", name, b"y").on("make opaque", path)
+    }
+
+    fn overlay_whiteout(&mut self, path: &TreePath) -> Outcome {
+        // Nothing shows through an opaque directory; overlayfs would list the device in it.
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            if self.opaque.contains(&self.key(&dir)) {
+                return Ok(());
+            }
+            above = dir.parent();
+        }
+        let base = c_name(path);
+        let dir = self.holder(path)?.as_fd();
+        mknodat(dir, &base, FileType::CharacterDevice, Mode::empty(), 0).on("make whiteout", path)
+    }
+
+    /// An empty file in the directory of `beside`.
+    fn aufs_marker(&mut self, beside: &TreePath, prefix: &[u8], rest: &[u8]) -> Outcome {
+        let path = beside
+            .parent()
+            .unwrap_or_default()
+            .join(&[prefix, rest].concat());
+        let base = c_name(&path);
+        let dir = self.holder(&path)?.as_fd();
+        match mknodat(dir, &base, FileType::RegularFile, Mode::from(0o444), 0) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other.on("make whiteout", &path),
+        }
+    }
+
+    /// Before `path` is made: takes back the file that says it is deleted. True when there was one.
+    pub(super) fn unhide(&mut self, path: &TreePath) -> Outcome<bool> {
+        if self.options.form != Form::Aufs {
+            return Ok(false);
+        }
+        let marker = [WHITEOUT_PREFIX, path.base()].concat();
+        let marker = path.parent().unwrap_or_default().join(&marker);
+        match self.stat(&marker) {
+            Ok(Some(st)) => self.unlink(&marker, &st).map(|()| true),
+            Ok(None) => Ok(false),
+            // The marker's name is too long to exist.
+            Err(_) => Ok(false),
+        }
+    }
+}
