@@ -16,15 +16,15 @@ pub enum Outcome {
     /// It could not be tried; the reason says what was missing.
     Skip,
     /// It failed as known, or it is a `may` that does not hold.
-    Xfail,
+    XFail,
     /// It passed although it is known to fail.
-    Xpass,
+    XPass,
 }
 
 impl Outcome {
     /// Every outcome, in the order in which they are counted.
     pub const ALL: &'static [Self] =
-        &[Self::Pass, Self::Fail, Self::Skip, Self::Xfail, Self::Xpass];
+        &[Self::Pass, Self::Fail, Self::Skip, Self::XFail, Self::XPass];
 
     /// The name in reports.
     pub fn name(self) -> &'static str {
@@ -32,14 +32,14 @@ impl Outcome {
             Self::Pass => "pass",
             Self::Fail => "fail",
             Self::Skip => "skip",
-            Self::Xfail => "xfail",
-            Self::Xpass => "xpass",
+            Self::XFail => "xfail",
+            Self::XPass => "xpass",
         }
     }
 
     /// Whether it counts against the driver.
     pub fn is_bad(self) -> bool {
-        matches!(self, Self::Fail | Self::Xpass)
+        matches!(self, Self::Fail | Self::XPass)
     }
 }
 

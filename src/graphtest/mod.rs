@@ -2,6 +2,8 @@
 
 mod builtin;
 pub mod event;
+pub mod filter;
+pub mod known;
 mod lang;
 pub mod load;
 pub mod needs;

@@ -75,12 +75,12 @@ fn case(cell: &Cell, result: &CaseResult) -> TestCase {
             status.set_message(reason);
             status
         }
-        Outcome::Xfail => {
+        Outcome::XFail => {
             let mut status = TestCaseStatus::skipped();
             status.set_message(format!("failed as known: {reason}"));
             status
         }
-        Outcome::Fail | Outcome::Xpass => {
+        Outcome::Fail | Outcome::XPass => {
             let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
             status.set_type(result.outcome.name());
             status.set_message(reason);

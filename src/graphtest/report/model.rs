@@ -80,8 +80,8 @@ impl Totals {
             Outcome::Pass => &mut self.pass,
             Outcome::Fail => &mut self.fail,
             Outcome::Skip => &mut self.skip,
-            Outcome::Xfail => &mut self.xfail,
-            Outcome::Xpass => &mut self.xpass,
+            Outcome::XFail => &mut self.xfail,
+            Outcome::XPass => &mut self.xpass,
         } += 1;
     }
 
@@ -91,8 +91,8 @@ impl Totals {
             Outcome::Pass => self.pass,
             Outcome::Fail => self.fail,
             Outcome::Skip => self.skip,
-            Outcome::Xfail => self.xfail,
-            Outcome::Xpass => self.xpass,
+            Outcome::XFail => self.xfail,
+            Outcome::XPass => self.xpass,
         }
     }
 

@@ -31,8 +31,8 @@ pub(super) fn render(report: &Report) -> String {
             match result.outcome {
                 Outcome::Pass => point(&mut out, true, &name, ""),
                 Outcome::Skip => point(&mut out, true, &name, &directive("SKIP", reason)),
-                Outcome::Xfail => point(&mut out, false, &name, &directive("TODO", reason)),
-                Outcome::Fail | Outcome::Xpass => {
+                Outcome::XFail => point(&mut out, false, &name, &directive("TODO", reason)),
+                Outcome::Fail | Outcome::XPass => {
                     point(&mut out, false, &name, "");
                     diagnose(&mut out, result);
                 }

@@ -103,7 +103,7 @@ fn events() -> Vec<Event> {
             result(
                 "life/known",
                 "should",
-                Outcome::Xfail,
+                Outcome::XFail,
                 Some("known: moby#1"),
             ),
         ),
@@ -112,7 +112,7 @@ fn events() -> Vec<Event> {
             result(
                 "life/mended",
                 "should",
-                Outcome::Xpass,
+                Outcome::XPass,
                 Some("passes although known to fail: moby#2"),
             ),
         ),

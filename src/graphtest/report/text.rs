@@ -26,8 +26,8 @@ impl Paint {
         let word = format!("{:<5}", outcome.name().to_uppercase());
         let code = match outcome {
             Outcome::Pass => "32",
-            Outcome::Fail | Outcome::Xpass => "1;31",
-            Outcome::Skip | Outcome::Xfail => "33",
+            Outcome::Fail | Outcome::XPass => "1;31",
+            Outcome::Skip | Outcome::XFail => "33",
         };
         match self {
             Self::Plain => word,
@@ -52,7 +52,7 @@ pub fn result_line(paint: Paint, cell: &str, result: &CaseResult) -> String {
         result.seconds,
         result.label()
     );
-    if let (Outcome::Skip | Outcome::Xfail, Some(reason)) = (result.outcome, &result.reason) {
+    if let (Outcome::Skip | Outcome::XFail, Some(reason)) = (result.outcome, &result.reason) {
         line.push_str(&format!("  ({})", printable(reason)));
     }
     line
@@ -139,7 +139,7 @@ pub fn summary(paint: Paint, report: &Report) -> String {
     }
     for (title, outcome) in [
         ("Skipped", Outcome::Skip),
-        ("Failed as known", Outcome::Xfail),
+        ("Failed as known", Outcome::XFail),
     ] {
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
         for (_, result) in report.results().filter(|(_, r)| r.outcome == outcome) {
