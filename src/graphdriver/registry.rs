@@ -114,8 +114,16 @@ impl Registry {
         root: &Path,
         init: &InitOptions,
     ) -> Result<Arc<dyn Driver>> {
+        self.start(name, &root.join(name), init)
+    }
+
+    /// Starts the named driver on exactly this home.
+    ///
+    /// # Errors
+    /// Those of [`Registry::get_driver`].
+    pub fn start(&self, name: &str, home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
         match self.drivers.get(name) {
-            Some(start) => start(&root.join(name), init),
+            Some(start) => start(home, init),
             None => Err(Error::NotSupported(format!(
                 "there is no graph driver {name:?}"
             ))),

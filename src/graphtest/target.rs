@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::graphdriver::{Driver, Result};
+use crate::drivers::registry;
+use crate::graphdriver::{Driver, InitOptions, Result};
 
 /// A way to make drivers of one kind. Scenarios never ask for its name; it is for reports.
 pub trait Target: Send + Sync + fmt::Debug {
@@ -74,4 +75,15 @@ impl Target for Factory {
     fn layout(&self) -> Option<&str> {
         self.layout.as_deref()
     }
+}
+
+/// The built-in drivers, sorted by name.
+pub fn built_in() -> Vec<Arc<dyn Target>> {
+    let target = |name: &'static str| -> Arc<dyn Target> {
+        let start = move |home: &Path, options: &[String]| {
+            registry().start(name, home, &InitOptions::new(options))
+        };
+        Arc::new(Factory::new(name, start).with_layout(name))
+    };
+    registry().names().map(target).collect()
 }
