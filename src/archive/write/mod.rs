@@ -20,6 +20,7 @@ use crate::sys::copy::{next_extent, read_at};
 use crate::sys::xattr;
 use crate::tree::{Owner, Rdev, Timestamp, TreePath};
 use header::{BLOCK, EntryKind, Header};
+pub(super) use header::{pax_record, put_octal};
 use plan::Tour;
 
 /// How a layer is written.
