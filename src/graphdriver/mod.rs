@@ -10,6 +10,7 @@ mod error;
 mod image;
 mod layer_id;
 mod magic;
+mod naive;
 mod options;
 mod registry;
 
@@ -23,5 +24,7 @@ pub use error::{Error, ErrorClass, Result};
 pub use image::{ImageDescriptor, ImageRestorer, Recorder, Tagger};
 pub use layer_id::LayerId;
 pub use magic::{FsMagic, get_fs_magic};
+pub(crate) use naive::delegate_proto_driver;
+pub use naive::{ApplyDiff, Held, NaiveDiff, NaiveDiffWithApply};
 pub use options::{parse_bool, parse_key_value, parse_size};
 pub use registry::{InitFunc, InitOptions, PRIORITY, Registry, requested};

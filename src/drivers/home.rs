@@ -1,0 +1,468 @@
+//! What the built-in drivers share: a home, layers that appear and disappear whole, and locks on ids.
+//!
+//! A layer is made under a temporary name and renamed to its id when it is complete; it is removed by renaming it away first. A
+//! process that is killed in between leaves a temporary directory, which the next start on the home deletes. While its maker
+//! lives, a temporary directory is locked with flock(2), so that a second driver on the same home leaves it alone.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use rustix::fs::{
+    AtFlags, FlockOperation, Gid, Mode, OFlags, RenameFlags, Uid, fchmod, fchown, flock, mkdirat,
+    openat, renameat, renameat_with, statat,
+};
+use rustix::io::Errno;
+
+use crate::graphdriver::{CreateOpts, Error, IdMaps, LayerId, Result, parse_size};
+use crate::sys;
+use crate::tree::Owner;
+
+/// Names of layers being made and being removed begin so; no layer may have such an id.
+const MAKING: &str = ".new-";
+const REMOVING: &str = ".rm-";
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// Whether a name is a temporary one of ours.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(MAKING) || name.starts_with(REMOVING)
+}
+
+/// A driver's home directory.
+#[derive(Debug)]
+pub(super) struct Home {
+    path: PathBuf,
+    layers: PathBuf,
+    layers_dir: OwnedFd,
+    root: Owner,
+}
+
+impl Home {
+    /// Makes the home if need be (0710, the caller's uid with the gid of the mapped root, so that the latter can pass through
+    /// but not list), and the directory `below` it that holds the layers (empty: the home itself). Deletes what a killed process left.
+    pub fn open(path: &Path, below: &str, maps: &IdMaps) -> Result<Self> {
+        let root = maps.remapped_root().map_err(|e| Error::InvalidOption {
+            key: "id maps".to_owned(),
+            why: e.to_string(),
+        })?;
+        let failed = |op| move |e: io::Error| Error::io(op, path, e);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o710)
+            .create(path)
+            .map_err(failed("make the home"))?;
+        // A home reached through a symbolic link is known by one name, the one that the mount table has.
+        let path = path.canonicalize().map_err(failed("resolve"))?;
+        own_directory(&path, root.gid)?;
+        let layers = if below.is_empty() {
+            path.clone()
+        } else {
+            path.join(below)
+        };
+        if !below.is_empty() {
+            make_dir_if_missing(&layers)?;
+            own_directory(&layers, root.gid)?;
+        }
+        let layers_dir = rustix::fs::open(&layers, DIRECTORY, Mode::empty())
+            .map_err(|e| Error::io("open", &layers, e))?;
+        let home = Self {
+            path,
+            layers,
+            layers_dir,
+            root,
+        };
+        home.sweep()?;
+        Ok(home)
+    }
+
+    /// The absolute path, without symbolic links.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where a layer is.
+    pub fn layer_path(&self, id: &LayerId) -> PathBuf {
+        self.layers.join(id)
+    }
+
+    /// The owner of layer roots: 0:0 as the id maps have it.
+    pub fn root_owner(&self) -> Owner {
+        self.root
+    }
+
+    /// Whether the layer is there.
+    pub fn has(&self, id: &LayerId) -> bool {
+        statat(&self.layers_dir, id.as_str(), AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|st| rustix::fs::FileType::from_raw_mode(st.st_mode).is_dir())
+    }
+
+    /// Opens the layer's directory.
+    pub fn open_layer(&self, id: &LayerId) -> Result<OwnedFd> {
+        open_dir(self.layers_dir.as_fd(), id.as_str()).map_err(|e| match e {
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => id.unknown(),
+            e => Error::io("open", self.layer_path(id), e),
+        })
+    }
+
+    /// The ids of all layers, in no order; `reserved` names are left out.
+    pub fn layers(&self, reserved: impl Fn(&str) -> bool) -> Result<Vec<LayerId>> {
+        let mut ids = Vec::new();
+        self.each_name(|name| {
+            if let Ok(id) = LayerId::parse_unreserved(name, |id| is_temporary(id) || reserved(id))
+                && self.has(&id)
+            {
+                ids.push(id);
+            }
+        })?;
+        Ok(ids)
+    }
+
+    /// A directory under a temporary name, to become a layer. Its mode is 0700 until its maker sets it.
+    pub fn stage(&self) -> Result<Stage<'_>> {
+        loop {
+            let name = temporary_name(MAKING);
+            let at = self.layers.join(&name);
+            let failed = |op| {
+                let at = &at;
+                move |e: Errno| Error::io(op, at, e)
+            };
+            match mkdirat(&self.layers_dir, &name, Mode::RWXU) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(e) => return Err(failed("make")(e)),
+            }
+            // A driver that starts just now may take the directory for a leftover before it is locked.
+            let dir = match open_dir(self.layers_dir.as_fd(), &name) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(failed("open")(e)),
+            };
+            if lock_linked(dir.as_fd()).map_err(failed("lock"))? {
+                return Ok(Stage {
+                    home: self,
+                    name,
+                    dir,
+                    committed: false,
+                });
+            }
+        }
+    }
+
+    /// Removes a layer: it is gone from its name at once, and then deleted. That it does not exist is success.
+    pub fn discard(&self, id: &LayerId) -> Result<()> {
+        let path = self.layer_path(id);
+        let failed = |op| {
+            let path = &path;
+            move |e: Errno| Error::io(op, path, e)
+        };
+        if !self.has(id) {
+            return Ok(());
+        }
+        // Locked before it has the temporary name, so that nobody else deletes at the same time. A directory that cannot be
+        // opened (an ordinary user's with mode 0) goes without.
+        let lock = open_dir(self.layers_dir.as_fd(), id.as_str()).ok();
+        if let Some(dir) = &lock {
+            // A maker holds the lock until its layer is complete; it never waits for another.
+            flock(dir, FlockOperation::LockExclusive).map_err(failed("lock"))?;
+        }
+        let name = temporary_name(REMOVING);
+        match renameat(&self.layers_dir, id.as_str(), &self.layers_dir, &name) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(failed("rename")(e)),
+        }
+        self.delete(&name)
+    }
+
+    /// Flushes the directory of layers, so that a layer's name survives a power cut.
+    pub fn sync_names(&self) -> Result<()> {
+        rustix::fs::fsync(&self.layers_dir).map_err(|e| Error::io("sync", &self.layers, e))
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        let path = self.layers.join(name);
+        let delete = || sys::remove::remove_tree_at(self.layers_dir.as_fd(), OsStr::new(name));
+        match delete() {
+            Err(e) if mounted(&e) => {
+                unmount_below(&path)?;
+                delete().map_err(|e| Error::io("remove", path, e))
+            }
+            other => other.map_err(|e| Error::io("remove", path, e)),
+        }
+    }
+
+    fn sweep(&self) -> Result<()> {
+        let mut stale = Vec::new();
+        self.each_name(|name| {
+            if is_temporary(name) {
+                stale.push(name.to_owned());
+            }
+        })?;
+        for name in stale {
+            let Ok(dir) = open_dir(self.layers_dir.as_fd(), &name) else {
+                continue;
+            };
+            match lock_linked(dir.as_fd()) {
+                Ok(true) => self.delete(&name)?,
+                // In use, or deleted by somebody else.
+                Ok(false) | Err(Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(Error::io("lock", self.layers.join(name), e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn each_name(&self, mut each: impl FnMut(&str)) -> Result<()> {
+        let failed = |e: io::Error| Error::io("read the directory", &self.layers, e);
+        // A descriptor of its own: reading moves its offset.
+        let dir = open_dir(self.layers_dir.as_fd(), ".").map_err(|e| failed(e.into()))?;
+        sys::fs::for_each_name(dir.as_fd(), |name, _| {
+            if let Ok(name) = name.to_str() {
+                each(name);
+            }
+            Ok(())
+        })
+        .map_err(failed)
+    }
+}
+
+/// A layer being made; dropped without [`Stage::commit`], it is deleted.
+#[derive(Debug)]
+pub(super) struct Stage<'h> {
+    home: &'h Home,
+    name: String,
+    dir: OwnedFd,
+    committed: bool,
+}
+
+impl Stage<'_> {
+    /// The directory.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Where it is until it is committed.
+    pub fn path(&self) -> PathBuf {
+        self.home.layers.join(&self.name)
+    }
+
+    /// Gives the directory the layer's name.
+    pub fn commit(mut self, id: &LayerId) -> Result<()> {
+        let dir = &self.home.layers_dir;
+        let exists = || Error::LayerExists(id.to_string());
+        let renamed = match renameat_with(dir, &self.name, dir, id.as_str(), RenameFlags::NOREPLACE)
+        {
+            // Some filesystems (NFS, old FUSE) have no flags; a rename never replaces a directory that holds anything.
+            Err(Errno::INVAL | Errno::NOSYS) if self.home.has(id) => return Err(exists()),
+            Err(Errno::INVAL | Errno::NOSYS) => renameat(dir, &self.name, dir, id.as_str()),
+            other => other,
+        };
+        match renamed {
+            Ok(()) => {
+                self.committed = true;
+                Ok(())
+            }
+            Err(Errno::EXIST | Errno::NOTEMPTY) => Err(exists()),
+            Err(e) => Err(Error::io(
+                "rename the new layer to",
+                self.home.layer_path(id),
+                e,
+            )),
+        }
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            // What cannot be deleted now is deleted at the next start.
+            let _ = self.home.delete(&self.name);
+        }
+    }
+}
+
+/// Locks on ids: several can be taken at once, without deadlock.
+#[derive(Debug, Default)]
+pub(super) struct IdLocks {
+    held: Mutex<HashSet<String>>,
+    freed: Condvar,
+}
+
+impl IdLocks {
+    /// Waits until nobody holds any of the ids, and holds them until the guard is dropped.
+    pub fn lock(&self, ids: &[&LayerId]) -> IdGuard<'_> {
+        let ids: HashSet<&str> = ids.iter().map(|id| id.as_str()).collect();
+        let mut held = self
+            .freed
+            .wait_while(
+                self.held.lock().unwrap_or_else(PoisonError::into_inner),
+                |held| ids.iter().any(|id| held.contains(*id)),
+            )
+            .unwrap_or_else(PoisonError::into_inner);
+        let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
+        held.extend(ids.iter().cloned());
+        IdGuard { locks: self, ids }
+    }
+}
+
+/// See [`IdLocks::lock`].
+#[derive(Debug)]
+pub(super) struct IdGuard<'l> {
+    locks: &'l IdLocks,
+    ids: Vec<String>,
+}
+
+impl Drop for IdGuard<'_> {
+    fn drop(&mut self) {
+        let mut held = self
+            .locks
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for id in &self.ids {
+            held.remove(id);
+        }
+        drop(held);
+        self.locks.freed.notify_all();
+    }
+}
+
+/// The `size` of a create call, in bytes; 0 and none are no limit.
+///
+/// # Errors
+/// An unknown key, a bad size, or a size on a layer that is not to be written to.
+pub(super) fn size_option(opts: &CreateOpts, read_write: bool) -> Result<Option<u64>> {
+    let mut size = None;
+    for (key, value) in &opts.storage_opt {
+        let invalid = |why: &str| Error::InvalidOption {
+            key: key.clone(),
+            why: why.to_owned(),
+        };
+        if !key.eq_ignore_ascii_case("size") {
+            return Err(invalid("not an option of a layer; the only one is size"));
+        }
+        if !read_write {
+            return Err(invalid("a layer that is only read takes no size"));
+        }
+        size = Some(parse_size(key, value)?).filter(|size| *size > 0);
+    }
+    Ok(size)
+}
+
+/// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed.
+pub(super) fn write_atomically(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> Result<()> {
+    let failed = |op| move |e: Errno| Error::io(op, name, e);
+    let temporary = format!(".{name}-{}", temporary_name(""));
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let written = openat(dir, &temporary, flags, Mode::from_raw_mode(mode))
+        .map_err(failed("create"))
+        .and_then(|file| {
+            fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"))?;
+            sys::copy::write_all_at(file.as_fd(), content, 0).map_err(failed("write"))?;
+            rustix::fs::fsync(&file).map_err(failed("sync"))
+        })
+        .and_then(|()| renameat(dir, &temporary, dir, name).map_err(failed("rename")));
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+    }
+    written
+}
+
+/// Makes a directory with exactly this mode and owner, whatever the umask, and opens it.
+pub(super) fn make_dir(at: BorrowedFd<'_>, name: &str, mode: u32, owner: Owner) -> Result<OwnedFd> {
+    let failed = |op| move |e: Errno| Error::io(op, name, e);
+    mkdirat(at, name, Mode::RWXU).map_err(failed("make"))?;
+    let dir = open_dir(at, name).map_err(failed("open"))?;
+    set_owner_and_mode(dir.as_fd(), mode, owner).map_err(failed("change the owner and mode of"))?;
+    Ok(dir)
+}
+
+/// Owner first: a change of owner can clear mode bits.
+pub(super) fn set_owner_and_mode(
+    dir: BorrowedFd<'_>,
+    mode: u32,
+    owner: Owner,
+) -> Result<(), Errno> {
+    fchown(
+        dir,
+        Some(Uid::from_raw(owner.uid)),
+        Some(Gid::from_raw(owner.gid)),
+    )?;
+    fchmod(dir, Mode::from_raw_mode(mode))
+}
+
+/// Opens a directory by one name, never following a symbolic link.
+pub(super) fn open_dir(at: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    openat(at, name, DIRECTORY, Mode::empty())
+}
+
+/// Detaches every mount at or below `path`, the innermost first.
+pub(super) fn unmount_below(path: &Path) -> Result<()> {
+    let mounts =
+        sys::mount::mounts_below(path).map_err(|e| Error::io("read the mounts below", path, e))?;
+    for mount in mounts.iter().rev() {
+        detach(&mount.path)?;
+    }
+    Ok(())
+}
+
+/// Detaches a mount; that nothing is mounted there is success.
+pub(super) fn detach(path: &Path) -> Result<()> {
+    match sys::mount::umount_detach(path) {
+        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::NOENT)) => {
+            Err(Error::io("unmount", path, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn mounted(e: &io::Error) -> bool {
+    matches!(Errno::from_io_error(e), Some(Errno::XDEV | Errno::BUSY))
+}
+
+/// Locks a directory and says whether it still has a name.
+fn lock_linked(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+    flock(dir, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(rustix::fs::fstat(dir)?.st_nlink > 0)
+}
+
+fn make_dir_if_missing(path: &Path) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(Error::io("make", path, e)),
+    }
+}
+
+fn own_directory(path: &Path, gid: u32) -> Result<()> {
+    let owner = Owner {
+        uid: rustix::process::geteuid().as_raw(),
+        gid,
+    };
+    rustix::fs::open(path, DIRECTORY, Mode::empty())
+        .and_then(|dir| set_owner_and_mode(dir.as_fd(), 0o710, owner))
+        .map_err(|e| Error::io("take over", path, e))
+}
+
+/// Unique in this boot: two processes differ in their id, two calls in the count.
+fn temporary_name(prefix: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    format!("{prefix}{pid:x}-{count:x}")
+}

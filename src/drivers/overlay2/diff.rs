@@ -1,0 +1,158 @@
+//! Diffs of overlay2 from what a layer's `diff` holds, where the kernel and the question allow; else by comparing mounts.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, fstat};
+
+use super::{Overlay2, Record, layer_id};
+use crate::archive::{self, Form, IdMaps, LayerStream};
+use crate::graphdriver::{
+    Capabilities, Change, CreateOpts, DiffGetter, DiffStream, Driver, Error, FileGetCloser, Held,
+    NaiveDiff, ProtoDriver, Result, delegate_proto_driver,
+};
+use crate::sys;
+
+/// The whole driver.
+#[derive(Debug)]
+pub(super) struct Overlay2Driver {
+    overlay: Arc<Overlay2>,
+    naive: NaiveDiff<Overlay2>,
+}
+
+impl Overlay2Driver {
+    pub fn new(overlay: Arc<Overlay2>, id_maps: IdMaps) -> Self {
+        Self {
+            naive: NaiveDiff::new(Arc::clone(&overlay), id_maps),
+            overlay,
+        }
+    }
+
+    /// What the layer holds by itself, found without a look at the whole trees; `None` when they must be compared.
+    fn native(&self, id: &str, parent: Option<&str>) -> Result<Option<Native>> {
+        // Without a parent all of the layer is asked for, whatever it lies on.
+        let Some(parent) = parent else {
+            return Ok(None);
+        };
+        let (id, parent) = (layer_id(id)?, layer_id(parent)?);
+        if !self.overlay.support.native_diff || !self.overlay.is_parent(&id, Some(&parent))? {
+            return Ok(None);
+        }
+        let below = Held::get(
+            Arc::clone(&self.overlay) as Arc<dyn ProtoDriver>,
+            parent.as_str(),
+        )?;
+        let upper = self.overlay.open_diff(&id)?;
+        let form = if self.overlay.support.user_xattr {
+            Form::OverlayUser
+        } else {
+            Form::Overlay
+        };
+        let changes = match archive::layer_changes(upper.as_fd(), &[below.root()], form) {
+            Ok(changes) => changes,
+            // A layer written under other kernel settings holds redirects.
+            Err(archive::Error::Refused { .. }) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        below.put()?;
+        Ok(Some(Native { upper, changes }))
+    }
+}
+
+struct Native {
+    upper: OwnedFd,
+    changes: Vec<Change>,
+}
+
+impl ProtoDriver for Overlay2Driver {
+    delegate_proto_driver!(overlay);
+}
+
+impl Driver for Overlay2Driver {
+    fn diff(&self, id: &str, parent: Option<&str>) -> Result<DiffStream> {
+        match self.native(id, parent)? {
+            None => self.naive.diff(id, parent),
+            Some(native) => Ok(Box::new(LayerStream::from_changes(
+                native.upper.as_fd(),
+                native.changes,
+                self.naive.write_options(),
+            )?)),
+        }
+    }
+
+    fn changes(&self, id: &str, parent: Option<&str>) -> Result<Vec<Change>> {
+        match self.native(id, parent)? {
+            None => self.naive.changes(id, parent),
+            Some(native) => Ok(native.changes),
+        }
+    }
+
+    fn apply_diff(&self, id: &str, _parent: Option<&str>, diff: &mut dyn Read) -> Result<u64> {
+        let id = layer_id(id)?;
+        {
+            let _guard = self.overlay.locks.lock(&[&id]);
+            let record = Record::read(&self.overlay.home, &id)?;
+            if self.overlay.still_frozen(&id, &record)? {
+                let why = "layers lie on it, which would change".to_owned();
+                return Err(Error::InUse {
+                    id: id.to_string(),
+                    why,
+                });
+            }
+        }
+        let layer = Held::get(
+            Arc::clone(&self.overlay) as Arc<dyn ProtoDriver>,
+            id.as_str(),
+        )?;
+        archive::apply(layer.root(), diff, &self.naive.apply_options())?;
+        layer.put()?;
+        Ok(archive::layer_size(self.overlay.open_diff(&id)?.as_fd())?)
+    }
+
+    fn diff_size(&self, id: &str, parent: Option<&str>) -> Result<u64> {
+        match self.native(id, parent)? {
+            None => self.naive.diff_size(id, parent),
+            Some(native) => Ok(archive::diff_size(native.upper.as_fd(), &native.changes)?),
+        }
+    }
+
+    fn diff_getter(&self) -> Option<&dyn DiffGetter> {
+        Some(self)
+    }
+}
+
+impl DiffGetter for Overlay2Driver {
+    fn diff_getter(&self, id: &str) -> Result<Box<dyn FileGetCloser>> {
+        let diff = self.overlay.open_diff(&layer_id(id)?)?;
+        Ok(Box::new(Files { diff }))
+    }
+}
+
+/// The files of one layer's `diff`.
+#[derive(Debug)]
+struct Files {
+    diff: OwnedFd,
+}
+
+impl FileGetCloser for Files {
+    fn get(&self, name: &[u8]) -> io::Result<Box<dyn Read + Send>> {
+        let parts: Vec<&[u8]> = name
+            .split(|b| *b == b'/')
+            .filter(|part| !matches!(*part, b"" | b"."))
+            .collect();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let path = parts.join(&b'/');
+        let file =
+            sys::fs::open_beneath(self.diff.as_fd(), &path, flags, rustix::fs::Mode::empty())?;
+        if !FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        Ok(Box::new(std::fs::File::from(file)))
+    }
+}

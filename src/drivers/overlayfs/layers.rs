@@ -1,0 +1,204 @@
+//! Who holds a layer, and under which view.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use super::mount::OverlayMount;
+use super::probe::Support;
+use crate::drivers::home::{Home, detach};
+use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
+use crate::sys;
+
+/// The mount point in a layer's directory; it is there only while the layer is mounted.
+pub(in crate::drivers) const MERGED: &str = "merged";
+
+/// The file that says that a layer has children and is shown read-only. moby has it from 19.03 on (moby#39780).
+pub(in crate::drivers) const COMMITTED: &str = "committed";
+
+/// How a layer is shown.
+#[derive(Debug)]
+pub(in crate::drivers) enum View {
+    /// This directory, as it is.
+    Plain(PathBuf),
+    /// This directory, read-only.
+    ReadOnly(PathBuf),
+    /// An overlay; paths relative to the home. Without an upper directory it is read-only.
+    Overlay {
+        /// Lower directories, the uppermost first.
+        lowers: Vec<PathBuf>,
+        /// Upper and work directory.
+        upper: Option<(PathBuf, PathBuf)>,
+    },
+}
+
+/// The layers in use. Callers hold the lock on the layer's id.
+#[derive(Debug)]
+pub(in crate::drivers) struct Mounts {
+    counter: RefCounter<MountTableChecker>,
+    /// Layers handed out as they are, by how many.
+    plain: Mutex<HashMap<LayerId, u64>>,
+}
+
+impl Mounts {
+    /// Nothing in use, but for what an earlier process left mounted.
+    pub fn new() -> Self {
+        Self {
+            counter: RefCounter::new(MountTableChecker),
+            plain: Mutex::default(),
+        }
+    }
+
+    /// Counts a use and shows the layer, which is mounted unless it is already.
+    pub fn get(
+        &self,
+        home: &Home,
+        support: &Support,
+        id: &LayerId,
+        view: View,
+        label: &str,
+    ) -> Result<PathBuf> {
+        let merged = home.layer_path(id).join(MERGED);
+        let mut plain = self.plain();
+        if let View::Plain(path) | View::ReadOnly(path) = &view {
+            // Whoever has it already as it is has it until the last of them puts it: every get gives the same path.
+            let held = plain.contains_key(id);
+            if held || matches!(view, View::Plain(_)) {
+                let path = path.clone();
+                *plain.entry(id.clone()).or_default() += 1;
+                return Ok(path);
+            }
+        }
+        drop(plain);
+        let uses = self.counter.increment(&merged);
+        if uses > 1 && sys::mount::is_mount_point(&merged).unwrap_or(false) {
+            return Ok(merged);
+        }
+        match show(home, support, id, &view, label, &merged) {
+            Ok(()) => Ok(merged),
+            Err(e) => {
+                if self.counter.decrement(&merged) <= 0 {
+                    // The first failure is the one to tell.
+                    let _ = take_away(&merged);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives a use back; the last one unmounts.
+    pub fn put(&self, home: &Home, id: &LayerId) -> Result<()> {
+        {
+            let mut plain = self.plain();
+            if let Some(count) = plain.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    plain.remove(id);
+                }
+                return Ok(());
+            }
+        }
+        let merged = home.layer_path(id).join(MERGED);
+        if self.counter.decrement(&merged) > 0 {
+            return Ok(());
+        }
+        take_away(&merged)
+    }
+
+    /// Unmounts the layer whoever uses it, and forgets that.
+    pub fn release(&self, home: &Home, id: &LayerId) -> Result<()> {
+        self.plain().remove(id);
+        let merged = home.layer_path(id).join(MERGED);
+        self.counter.forget(&merged);
+        // An earlier process may have mounted it twice.
+        while sys::mount::is_mount_point(&merged).unwrap_or(false) {
+            detach(&merged)?;
+        }
+        take_away(&merged)
+    }
+
+    /// Unmounts every layer below the home, also of earlier processes; nothing else that is mounted there.
+    pub fn release_all(&self, home: &Home) -> Result<()> {
+        let mut first = Ok(());
+        let below = sys::mount::mounts_below(home.path())
+            .map_err(|e| Error::io("read the mounts below", home.path(), e))?;
+        for mount in below.iter().rev() {
+            let inside = mount
+                .path
+                .strip_prefix(home.path())
+                .unwrap_or(Path::new(""));
+            if inside
+                .components()
+                .nth(1)
+                .is_some_and(|c| c.as_os_str() == MERGED)
+            {
+                let done = match inside.components().count() {
+                    2 => take_away(&mount.path),
+                    _ => detach(&mount.path),
+                };
+                if first.is_ok() {
+                    first = done;
+                }
+                self.counter.forget(&mount.path);
+            }
+        }
+        self.plain().clear();
+        first
+    }
+
+    /// Whether somebody has the layer now.
+    pub fn in_use(&self, home: &Home, id: &LayerId) -> bool {
+        let merged = home.layer_path(id).join(MERGED);
+        self.plain().contains_key(id)
+            || self.counter.count(&merged) > 0
+            || sys::mount::is_mount_point(&merged).unwrap_or(false)
+    }
+
+    fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
+        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn show(
+    home: &Home,
+    support: &Support,
+    id: &LayerId,
+    view: &View,
+    label: &str,
+    merged: &Path,
+) -> Result<()> {
+    match rustix::fs::mkdir(merged, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(Error::io("make", merged, e)),
+    }
+    let failed = |e| Error::io("mount", merged, e);
+    match view {
+        View::Plain(path) | View::ReadOnly(path) => {
+            sys::mount::bind(path, merged).map_err(failed)?;
+            sys::mount::remount_bind_read_only(merged).map_err(failed)
+        }
+        View::Overlay { lowers, upper } => OverlayMount {
+            home: home.path(),
+            lowers,
+            upper: upper.clone(),
+            target: Path::new(id.as_str()).join(MERGED),
+            options: &support.options,
+            label,
+        }
+        .mount(support.lowerdir_plus)
+        .map_err(failed),
+    }
+}
+
+/// Unmounts and removes the mount point; removing it also drops copies of the mount in other namespaces (Linux 3.18).
+fn take_away(merged: &Path) -> Result<()> {
+    detach(merged)?;
+    match rustix::fs::rmdir(merged) {
+        // Somebody wrote into the directory while nothing was mounted on it; that is theirs.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY) => Ok(()),
+        Err(e) => Err(Error::io("remove", merged, e)),
+    }
+}

@@ -1,0 +1,248 @@
+//! What the kernel's overlay filesystem can do on a home: tried out, never concluded from a version number.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::mount::OverlayMount;
+use crate::drivers::home::{Home, detach};
+use crate::graphdriver::{Error, FsMagic, Result, get_fs_magic};
+use crate::sys;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(in crate::drivers) struct Support {
+    /// The filesystem below.
+    pub backing: FsMagic,
+    /// Options that every mount gets.
+    pub options: Vec<&'static str>,
+    /// Control attributes are `user.overlay.*`.
+    pub user_xattr: bool,
+    /// Lower directories can be given one by one, so that their number is not limited by a page of text.
+    pub lowerdir_plus: bool,
+    /// An upper directory holds all that its layer changed: no redirects, no data left below, opaque marks only where they belong.
+    pub native_diff: bool,
+    /// Whether a change of attributes leaves the data below (`metacopy`).
+    pub metacopy: bool,
+    /// A directory from below can be renamed.
+    pub dir_rename: bool,
+    /// Hard links from below stay together when one is written to.
+    pub hard_links: bool,
+    /// An inode number survives the first write.
+    pub stable_inode: bool,
+}
+
+impl Support {
+    /// Mounts an overlay of two lower directories in the home and works in it.
+    ///
+    /// # Errors
+    /// One of the not-supported errors, with the reason.
+    pub fn probe(home: &Home) -> Result<Self> {
+        let backing = get_fs_magic(home.path())?;
+        let stage = home.stage()?;
+        let at = stage.path();
+        let outcome = Probe {
+            home: home.path(),
+            at: &at,
+            backing,
+            lowers: ["l2".into(), "l1".into()],
+        }
+        .run();
+        let left = detach(&at.join("merged"));
+        drop(stage);
+        outcome.and_then(|support| left.map(|()| support))
+    }
+
+    fn attribute(&self, name: &str) -> String {
+        attribute(self.user_xattr, name)
+    }
+}
+
+struct Probe<'a> {
+    home: &'a Path,
+    at: &'a Path,
+    backing: FsMagic,
+    lowers: [PathBuf; 2],
+}
+
+impl Probe<'_> {
+    fn run(&self) -> Result<Support> {
+        self.lay_out()
+            .map_err(|e| Error::io("set up a trial overlay in", self.at, e))?;
+        if !self
+            .tells_types()
+            .map_err(|e| Error::io("read", self.at, e))?
+        {
+            return Err(Error::IncompatibleFs(format!(
+                "{} on {} does not tell the types of directory entries (d_type); make it anew with ftype=1 (xfs) or filetype (ext)",
+                self.backing,
+                self.home.display()
+            )));
+        }
+        let user_xattr = sys::ns::in_user_ns();
+        self.mark_opaque(user_xattr)?;
+        let mut support = self.mount(user_xattr)?;
+        self.work_in_it(&mut support).map_err(|e| {
+            Error::IncompatibleFs(format!(
+                "an overlay on {} ({}) mounts but does not work: {e}",
+                self.home.display(),
+                self.backing
+            ))
+        })?;
+        support.lowerdir_plus = self.overlay(&support.options).lowerdir_plus_works();
+        Ok(support)
+    }
+
+    /// `l1` is the lowest, `l2` lies on it, `l3` is the upper directory.
+    fn lay_out(&self) -> io::Result<()> {
+        for dir in ["l1/d", "l1/d1", "l1/gone", "l2/d", "l3", "work", "merged"] {
+            fs::create_dir_all(self.at.join(dir))?;
+        }
+        for file in ["l1/f", "l1/kept", "l1/gone/x", "l2/one"] {
+            fs::write(self.at.join(file), file)?;
+        }
+        fs::hard_link(self.at.join("l2/one"), self.at.join("l2/two"))
+    }
+
+    fn tells_types(&self) -> io::Result<bool> {
+        let dir = rustix::fs::open(self.at, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        let mut told = true;
+        sys::fs::for_each_name(std::os::fd::AsFd::as_fd(&dir), |_, kind| {
+            told &= kind != FileType::Unknown;
+            Ok(())
+        })?;
+        Ok(told)
+    }
+
+    fn mark_opaque(&self, user_xattr: bool) -> Result<()> {
+        let dir = self.at.join("l2/d");
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(&dir, attribute(user_xattr, "opaque"), b"y", flags).map_err(|e| {
+            let (backing, home) = (self.backing, self.home.display());
+            let why =
+                format!("{backing} on {home} does not keep the attributes of an overlay: {e}");
+            match e {
+                Errno::PERM => Error::Prerequisites(why),
+                _ => Error::IncompatibleFs(why),
+            }
+        })
+    }
+
+    fn mount(&self, user_xattr: bool) -> Result<Support> {
+        let mut options = Vec::new();
+        // With an index, an upper directory cannot be mounted again after its lower ones were put together anew.
+        if Path::new("/sys/module/overlay/parameters/index").exists() {
+            options.push("index=off");
+        }
+        if user_xattr {
+            options.push("userxattr");
+        }
+        self.overlay(&options)
+            .mount(false)
+            .map_err(|e| self.refused(&e))?;
+        Ok(Support {
+            backing: self.backing,
+            options,
+            user_xattr,
+            lowerdir_plus: false,
+            native_diff: false,
+            metacopy: false,
+            dir_rename: false,
+            hard_links: false,
+            stable_inode: false,
+        })
+    }
+
+    fn refused(&self, e: &io::Error) -> Error {
+        let what = format!(
+            "an overlay cannot be mounted on {} ({}): {e}",
+            self.home.display(),
+            self.backing
+        );
+        let stacked = [
+            FsMagic::OVERLAY,
+            FsMagic::AUFS,
+            FsMagic::ECRYPTFS,
+            FsMagic::ZFS,
+            FsMagic::NFS,
+        ];
+        match Errno::from_io_error(e) {
+            Some(Errno::PERM | Errno::ACCESS) => Error::Prerequisites(what),
+            Some(Errno::INVAL) if stacked.contains(&self.backing) => Error::IncompatibleFs(what),
+            _ => Error::NotSupported(what),
+        }
+    }
+
+    fn overlay<'o>(&'o self, options: &'o [&'static str]) -> OverlayMount<'o> {
+        OverlayMount {
+            home: self.at,
+            lowers: &self.lowers,
+            upper: Some(("l3".into(), "work".into())),
+            target: "merged".into(),
+            options,
+            label: "",
+        }
+    }
+
+    fn work_in_it(&self, support: &mut Support) -> io::Result<()> {
+        let merged = |name: &str| self.at.join("merged").join(name);
+        let upper = |name: &str| self.at.join("l3").join(name);
+
+        // moby#45890: filesystems on which the mount works and removing does not.
+        fs::remove_file(merged("kept"))?;
+        let whiteout = fs::symlink_metadata(upper("kept"))?;
+        if !whiteout.file_type().is_char_device() || whiteout.rdev() != 0 {
+            return Err(io::Error::other("a removed file leaves no whiteout"));
+        }
+        fs::remove_dir_all(merged("gone"))?;
+        fs::create_dir(merged("gone"))?;
+        if fs::read_dir(merged("gone"))?.next().is_some() {
+            return Err(io::Error::other(
+                "a directory made anew shows what was removed",
+            ));
+        }
+
+        let before = fs::metadata(merged("f"))?;
+        fs::write(merged("f"), "written")?;
+        let after = fs::metadata(merged("f"))?;
+        support.stable_inode = (before.dev(), before.ino()) == (after.dev(), after.ino());
+
+        fs::write(merged("one"), "written")?;
+        support.hard_links = fs::read(merged("two"))? == b"written";
+
+        fs::set_permissions(merged("two"), fs::Permissions::from_mode(0o600))?;
+        support.metacopy = has_attribute(&upper("two"), &support.attribute("metacopy"))?;
+
+        // Kernels before 4.8 mark a copied-up directory opaque when the one below is; torvalds/linux 97c684cc9110.
+        fs::write(merged("d/f"), "")?;
+        let opaque = has_attribute(&upper("d"), &support.attribute("opaque"))?;
+        let redirected = match fs::rename(merged("d1"), merged("d2")) {
+            Ok(()) => {
+                support.dir_rename = true;
+                has_attribute(&upper("d2"), &support.attribute("redirect"))?
+            }
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::XDEV) => false,
+            Err(e) => return Err(e),
+        };
+        support.native_diff = !opaque && !redirected && !support.metacopy;
+        Ok(())
+    }
+}
+
+/// The attribute by which the kernel marks an entry.
+fn attribute(user_xattr: bool, name: &str) -> String {
+    let class = if user_xattr { "user" } else { "trusted" };
+    format!("{class}.overlay.{name}")
+}
+
+fn has_attribute(path: &Path, name: &str) -> io::Result<bool> {
+    match rustix::fs::lgetxattr(path, name, &mut [0u8; 256][..]) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,145 @@
+//! `vfs`: every layer is a whole copy of its parent. Needs nothing of the kernel and works on every filesystem.
+//!
+//! Layout, as moby's: `<home>/dir/<id>/` is the layer. moby's own leaves an empty layer behind when the parent is missing, loses all
+//! attributes but capabilities, and turns sockets into FIFOs; here a layer appears whole or not at all and keeps everything.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::copy::{Files, copy_tree};
+use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
+use crate::graphdriver::{
+    Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiff,
+    ProtoDriver, Result, parse_key_value, parse_size,
+};
+
+/// The registered name.
+pub const NAME: &str = "vfs";
+
+/// Starts the driver. The only option is `size`, which cannot be kept and is refused unless it is 0.
+///
+/// # Errors
+/// An unknown option, or the home cannot be made.
+pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
+    for option in &init.options {
+        let (key, value) = parse_key_value(option)?;
+        if key != "size" {
+            return Err(Error::InvalidOption {
+                key,
+                why: "vfs does not know it; its only option is size".to_owned(),
+            });
+        }
+        if parse_size(&key, value)? > 0 {
+            return Err(no_quota());
+        }
+    }
+    let vfs = Vfs {
+        home: Home::open(home, "dir", &init.id_maps)?,
+    };
+    Ok(Arc::new(NaiveDiff::new(
+        Arc::new(vfs),
+        init.id_maps.clone(),
+    )))
+}
+
+fn no_quota() -> Error {
+    Error::QuotaNotSupported("vfs keeps no quota".to_owned())
+}
+
+fn layer_id(id: &str) -> Result<LayerId> {
+    LayerId::parse_unreserved(id, is_temporary)
+}
+
+#[derive(Debug)]
+struct Vfs {
+    home: Home,
+}
+
+impl Vfs {
+    fn make(
+        &self,
+        id: &str,
+        parent: Option<&str>,
+        opts: &CreateOpts,
+        read_write: bool,
+    ) -> Result<()> {
+        let id = layer_id(id)?;
+        let parent = parent.map(layer_id).transpose()?;
+        if size_option(opts, read_write)?.is_some() {
+            return Err(no_quota());
+        }
+        if self.home.has(&id) {
+            return Err(Error::LayerExists(id.to_string()));
+        }
+        let parent = parent
+            .map(|parent| self.home.open_layer(&parent))
+            .transpose()?;
+        let stage = self.home.stage()?;
+        match parent {
+            Some(parent) => copy_tree(parent.as_fd(), stage.dir(), Files::Copied, |_| true)?,
+            None => set_owner_and_mode(stage.dir(), 0o755, self.home.root_owner())
+                .map_err(|e| Error::io("set up", stage.path(), e))?,
+        }
+        stage.commit(&id)
+    }
+}
+
+impl ProtoDriver for Vfs {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn create(&self, id: &str, parent: Option<&str>, opts: &CreateOpts) -> Result<()> {
+        self.make(id, parent, opts, false)
+    }
+
+    fn create_read_write(&self, id: &str, parent: Option<&str>, opts: &CreateOpts) -> Result<()> {
+        self.make(id, parent, opts, true)
+    }
+
+    fn remove(&self, id: &str) -> Result<()> {
+        self.home.discard(&layer_id(id)?)
+    }
+
+    fn get(&self, id: &str, _mount_label: &str) -> Result<PathBuf> {
+        let id = layer_id(id)?;
+        if self.home.has(&id) {
+            Ok(self.home.layer_path(&id))
+        } else {
+            Err(id.unknown())
+        }
+    }
+
+    fn put(&self, id: &str) -> Result<()> {
+        layer_id(id).map(drop)
+    }
+
+    fn exists(&self, id: &str) -> bool {
+        layer_id(id).is_ok_and(|id| self.home.has(&id))
+    }
+
+    fn status(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn metadata(&self, id: &str) -> Result<Option<BTreeMap<String, String>>> {
+        self.get(id, "").map(|_| None)
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new([
+            Capability::IdMaps,
+            Capability::IndependentChildren,
+            Capability::DirRename,
+            Capability::HardlinkCopyUp,
+            Capability::StableInode,
+            Capability::Sockets,
+        ])
+    }
+}
