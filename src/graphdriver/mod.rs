@@ -7,6 +7,7 @@ mod capability;
 mod checker;
 mod driver;
 mod error;
+mod files;
 mod image;
 mod layer_id;
 mod magic;
@@ -21,6 +22,7 @@ pub use driver::{
     Change, ChangeKind, CreateOpts, DiffGetter, DiffStream, Driver, FileGetCloser, ProtoDriver,
 };
 pub use error::{Error, ErrorClass, Result};
+pub use files::{LayerFiles, layer_files};
 pub use image::{ImageDescriptor, ImageRestorer, Recorder, Tagger};
 pub use layer_id::LayerId;
 pub use magic::{FsMagic, get_fs_magic};

@@ -1,20 +1,17 @@
 //! Diffs of overlay2 from what a layer's `diff` holds, where the kernel and the question allow; else by comparing mounts.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use rustix::fs::{FileType, OFlags, fstat};
 
 use super::{Overlay2, Record, layer_id};
 use crate::archive::{self, Form, IdMaps, LayerStream};
 use crate::graphdriver::{
     Capabilities, Change, CreateOpts, DiffGetter, DiffStream, Driver, Error, FileGetCloser, Held,
-    NaiveDiff, ProtoDriver, Result, delegate_proto_driver,
+    LayerFiles, NaiveDiff, ProtoDriver, Result, delegate_proto_driver,
 };
-use crate::sys;
 
 /// The whole driver.
 #[derive(Debug)]
@@ -127,32 +124,6 @@ impl Driver for Overlay2Driver {
 impl DiffGetter for Overlay2Driver {
     fn diff_getter(&self, id: &str) -> Result<Box<dyn FileGetCloser>> {
         let diff = self.overlay.open_diff(&layer_id(id)?)?;
-        Ok(Box::new(Files { diff }))
-    }
-}
-
-/// The files of one layer's `diff`.
-#[derive(Debug)]
-struct Files {
-    diff: OwnedFd,
-}
-
-impl FileGetCloser for Files {
-    fn get(&self, name: &[u8]) -> io::Result<Box<dyn Read + Send>> {
-        let parts: Vec<&[u8]> = name
-            .split(|b| *b == b'/')
-            .filter(|part| !matches!(*part, b"" | b"."))
-            .collect();
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let path = parts.join(&b'/');
-        let file =
-            sys::fs::open_beneath(self.diff.as_fd(), &path, flags, rustix::fs::Mode::empty())?;
-        if !FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
-        }
-        Ok(Box::new(std::fs::File::from(file)))
+        Ok(Box::new(LayerFiles::new(diff)))
     }
 }
