@@ -40,8 +40,8 @@ fn at_flags(name: &CStr) -> libc::c_int {
     empty | libc::AT_SYMLINK_NOFOLLOW
 }
 
-/// `None`: this kernel does not have the call.
-fn outcome(ret: libc::c_long) -> Option<Result<usize, Errno>> {
+/// `None`: this kernel does not have the call, or not for `O_PATH` descriptors themselves.
+fn outcome(ret: libc::c_long, name: &CStr) -> Option<Result<usize, Errno>> {
     match usize::try_from(ret) {
         Ok(n) => Some(Ok(n)),
         Err(_) => match Errno::from_raw_os_error(nix::errno::Errno::last_raw()) {
@@ -49,6 +49,7 @@ fn outcome(ret: libc::c_long) -> Option<Result<usize, Errno>> {
                 NO_XATTRAT.store(true, Ordering::Relaxed);
                 None
             }
+            Errno::BADF if name.is_empty() => None,
             e => Some(Err(e)),
         },
     }
@@ -81,7 +82,7 @@ fn list_once(dir: BorrowedFd<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize, 
                 buf.len(),
             )
         };
-        if let Some(result) = outcome(ret) {
+        if let Some(result) = outcome(ret, name) {
             return result;
         }
     }
@@ -113,7 +114,7 @@ fn get_once(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buf: &mut [u8]) -> Res
                 size_of::<XattrArgs>(),
             )
         };
-        if let Some(result) = outcome(ret) {
+        if let Some(result) = outcome(ret, name) {
             return result;
         }
     }
@@ -192,7 +193,7 @@ pub fn set(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, value: &[u8]) -> Result
                 size_of::<XattrArgs>(),
             )
         };
-        if let Some(result) = outcome(ret) {
+        if let Some(result) = outcome(ret, name) {
             return result.map(drop);
         }
     }
@@ -221,7 +222,7 @@ pub fn remove(dir: BorrowedFd<'_>, name: &CStr, key: &CStr) -> Result<(), Errno>
                 key.as_ptr(),
             )
         };
-        if let Some(result) = outcome(ret) {
+        if let Some(result) = outcome(ret, name) {
             return result.map(drop);
         }
     }
@@ -262,6 +263,7 @@ pub fn visible(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{Mode, OFlags};
     use std::os::fd::AsFd;
 
     /// One test for both ways: the switch is one for the whole process.
@@ -272,6 +274,7 @@ mod tests {
         std::os::unix::fs::symlink("f", tmp.path().join("l")).expect("symlink");
         let dir = std::fs::File::open(tmp.path()).expect("open");
         let fd = dir.as_fd();
+        let only_path = rustix::fs::open(tmp.path(), OFlags::PATH, Mode::empty()).expect("open");
         let big = vec![7u8; 2000];
         for fallback in [false, true] {
             NO_XATTRAT.store(fallback, Ordering::Relaxed);
@@ -289,6 +292,8 @@ mod tests {
                 "the link was followed"
             );
             assert_eq!(set(fd, c"l", c"user.k", b""), Err(Errno::PERM));
+            set(only_path.as_fd(), c"", c"user.d", b"dir")
+                .expect("set through a descriptor of a path only");
             remove(fd, c"f", c"user.k").expect("remove");
             assert_eq!(remove(fd, c"f", c"user.k"), Err(Errno::NODATA));
         }

@@ -20,6 +20,9 @@ use super::op::Op;
 use crate::sys;
 use crate::sys::errno;
 
+pub(super) use steps::{
+    CREATE_MODE_DIR, CREATE_MODE_FILE, MAX_NAMED_PATH, XATTR_NAME_MAX, XATTR_SIZE_MAX, open_flags,
+};
 pub(super) use times::DirTimes;
 
 /// Why an operation did not do what it says.

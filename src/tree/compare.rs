@@ -162,7 +162,8 @@ fn entry_differences(expected: &Entry, found: &Entry, how: &Compare) -> Vec<Stri
     }
     let owner = |o: super::Owner| format!("{}:{}", o.uid, o.gid);
     differ(expected.owner, found.owner, "owner", owner, &mut out);
-    if !how.ignore_mtime && !(how.ignore_dir_mtime && expected.kind == Kind::Dir) {
+    let ignored = how.ignore_mtime || (how.ignore_dir_mtime && expected.kind == Kind::Dir);
+    if !ignored {
         let cut = |t: Option<Timestamp>| t.map(|t| how.resolution.cut(t));
         let print = |t: Timestamp| format!("{}.{:09}", t.secs, t.nanos);
         differ(

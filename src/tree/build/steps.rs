@@ -26,6 +26,11 @@ pub const CREATE_MODE_FILE: u32 = 0o644;
 /// The longest path an operation may name, in bytes; longer ones are `ENAMETOOLONG`, as when a program hands them to the kernel.
 pub const MAX_NAMED_PATH: usize = fs::PATH_MAX - 1;
 
+/// The longest name of an extended attribute (`XATTR_NAME_MAX`).
+pub const XATTR_NAME_MAX: usize = 255;
+/// The largest value of an extended attribute (`XATTR_SIZE_MAX`).
+pub const XATTR_SIZE_MAX: usize = 65536;
+
 /// Carries out one operation.
 pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
     match op {
@@ -123,21 +128,16 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
                 .map_err(|e| Errno::from_raw_os_error(e as i32).into())
         }
         Op::Setxattr(o) => {
+            // Kernels differ in whether the name or the path is looked at first.
+            let key = key(&o.name)?;
+            check_value(&o.value.0)?;
             let (parent, name) = parent(root, &o.path.0)?;
-            Ok(xattr::set(
-                parent.as_fd(),
-                itself(&name),
-                &key(&o.name)?,
-                &o.value.0,
-            )?)
+            Ok(xattr::set(parent.as_fd(), &name, &key, &o.value.0)?)
         }
         Op::Rmxattr(o) => {
+            let key = key(&o.name)?;
             let (parent, name) = parent(root, &o.path.0)?;
-            Ok(xattr::remove(
-                parent.as_fd(),
-                itself(&name),
-                &key(&o.name)?,
-            )?)
+            Ok(xattr::remove(parent.as_fd(), &name, &key)?)
         }
         Op::Open(o) => open_op(root, o),
         Op::Read(o) => read(root, o),
@@ -169,13 +169,19 @@ fn mode(bits: u32) -> Mode {
 }
 
 fn key(name: &str) -> Result<CString, Failure> {
+    if name.is_empty() || name.len() > XATTR_NAME_MAX {
+        return Err(Errno::RANGE.into());
+    }
     CString::new(name)
         .map_err(|_| Failure::Invalid(format!("an attribute's name holds NUL: {name:?}")))
 }
 
-/// Extended attribute calls name the directory itself by the empty path.
-fn itself(name: &CStr) -> &CStr {
-    if name == c"." { c"" } else { name }
+fn check_value(value: &[u8]) -> Result<(), Errno> {
+    if value.len() > XATTR_SIZE_MAX {
+        Err(Errno::TOOBIG)
+    } else {
+        Ok(())
+    }
 }
 
 /// Opens `path` inside the root, following symbolic links, never waiting for a FIFO's other end.
