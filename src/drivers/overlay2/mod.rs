@@ -160,6 +160,7 @@ impl Overlay2 {
     /// What a child of `parent` lies on.
     fn lower_for(&self, id: &LayerId, parent: &LayerId) -> Result<Vec<Short>> {
         let record = Record::read(&self.home, parent)?;
+        self.check_lower(parent, &record)?;
         let mut lower = vec![record.link];
         lower.extend(record.lower);
         let limit = self.max_lowers();
