@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -382,6 +382,40 @@ pub(super) fn write_atomically(
         let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
     }
     written
+}
+
+/// Room for 500 names of 29 bytes, and to see that a file is longer than any we write.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Whether a directory has an entry of this name.
+pub(super) fn has_entry(dir: BorrowedFd<'_>, name: &str) -> bool {
+    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+/// The start of a text, quoted, for a message.
+pub(super) fn excerpt(text: &str) -> String {
+    let cut: String = text.chars().take(40).collect();
+    format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })
+}
+
+/// A small file of a layer; `None` when there is none.
+pub(super) fn read_text(dir: BorrowedFd<'_>, id: &LayerId, name: &str) -> Result<Option<String>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(id.damaged(format!("its file `{name}` is a symbolic link"))),
+        Err(e) => return Err(Error::io("open", format!("{id}/{name}"), e)),
+    };
+    let mut text = Vec::new();
+    std::fs::File::from(file)
+        .take(MAX_FILE)
+        .read_to_end(&mut text)
+        .map_err(|e| Error::io("read", format!("{id}/{name}"), e))?;
+    match String::from_utf8(text) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(id.damaged(format!("its file `{name}` is not text"))),
+    }
 }
 
 /// Makes a directory with exactly this mode and owner, whatever the umask, and opens it.

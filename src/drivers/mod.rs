@@ -2,6 +2,7 @@
 
 mod copy;
 mod home;
+pub mod overlay;
 pub mod overlay2;
 mod overlayfs;
 #[cfg(test)]
@@ -13,7 +14,11 @@ use std::sync::LazyLock;
 use crate::graphdriver::{InitFunc, Registry};
 
 /// Every built-in driver: one line each.
-const BUILT_IN: &[(&str, InitFunc)] = &[(overlay2::NAME, overlay2::init), (vfs::NAME, vfs::init)];
+const BUILT_IN: &[(&str, InitFunc)] = &[
+    (overlay::NAME, overlay::init),
+    (overlay2::NAME, overlay2::init),
+    (vfs::NAME, vfs::init),
+];
 
 /// The registry of the built-in drivers. Clone it to add some.
 pub fn registry() -> &'static Registry {

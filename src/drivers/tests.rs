@@ -137,7 +137,10 @@ const TOP: &str = r#"[{remove: gone}, {remove: sub}, {dir: sub}, {file: sub/y, t
     {file: new, text: new, owner: "5:6"}, {symlink: s2, to: nowhere}, {chown: attr, owner: "7:7"}]"#;
 
 #[rstest]
-fn a_life(#[values("vfs", "overlay2")] name: &'static str, #[values("", "/dev/shm")] place: &str) {
+fn a_life(
+    #[values("vfs", "overlay2", "overlay")] name: &'static str,
+    #[values("", "/dev/shm")] place: &str,
+) {
     let lab = Lab::new(name, place);
     let driver = lab.start();
     assert_eq!(driver.name(), name);
@@ -178,7 +181,7 @@ fn a_life(#[values("vfs", "overlay2")] name: &'static str, #[values("", "/dev/sh
 
 #[rstest]
 fn a_round_trip(
-    #[values("vfs", "overlay2")] name: &'static str,
+    #[values("vfs", "overlay2", "overlay")] name: &'static str,
     #[values("", "/dev/shm")] place: &str,
 ) {
     let lab = Lab::new(name, place);
@@ -241,7 +244,7 @@ fn a_round_trip(
 }
 
 #[rstest]
-fn what_fails_changes_nothing(#[values("vfs", "overlay2")] name: &'static str) {
+fn what_fails_changes_nothing(#[values("vfs", "overlay2", "overlay")] name: &'static str) {
     let lab = Lab::new(name, "");
     let driver = lab.start();
     driver.create("a", None, &plain()).unwrap();
@@ -347,7 +350,7 @@ fn options_that_are_not(#[case] name: &'static str, #[case] option: &str) {
 
 #[rstest]
 fn homes_with_special_names(
-    #[values("vfs", "overlay2")] name: &'static str,
+    #[values("vfs", "overlay2", "overlay")] name: &'static str,
     #[values("a b", "a:b", "a,b", "a\\b", "a\"b", "a\nb", "ü", "a%s", "-o")] place: &str,
 ) {
     let mut lab = Lab::new(name, "");
@@ -378,7 +381,7 @@ fn homes_with_special_names(
 }
 
 #[rstest]
-fn many_at_once(#[values("vfs", "overlay2")] name: &'static str) {
+fn many_at_once(#[values("vfs", "overlay2", "overlay")] name: &'static str) {
     let lab = Lab::new(name, "/dev/shm");
     let driver = lab.start();
     driver.create("base", None, &plain()).unwrap();
@@ -419,7 +422,7 @@ fn many_at_once(#[values("vfs", "overlay2")] name: &'static str) {
 
 /// Whatever system call a process is killed at, a new driver finds the layer whole or gone, and the work can be done.
 #[rstest]
-fn killed_anywhere(#[values("vfs", "overlay2")] name: &'static str) {
+fn killed_anywhere(#[values("vfs", "overlay2", "overlay")] name: &'static str) {
     let lab = Lab::new(name, "/dev/shm");
     let driver = lab.start();
     driver.create("base", None, &plain()).unwrap();

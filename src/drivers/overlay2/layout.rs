@@ -13,15 +13,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::super::home::{Home, open_dir};
+use super::super::home::{Home, excerpt, has_entry, open_dir, read_text};
 use super::super::overlayfs::COMMITTED;
 use crate::graphdriver::{Error, LayerId, Result};
 
 /// The directory of short names.
 pub(super) const LINKS: &str = "l";
 const SHORT_LEN: usize = 26;
-/// Room for 500 names of 29 bytes, and to see that a file is longer than any we write.
-const MAX_FILE: u64 = 64 * 1024;
 
 /// A short name: 26 characters of base32, about 130 random bits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -110,48 +108,19 @@ impl Record {
                 ))
             })?,
             // Only a layer with a parent has a work directory: without this, a lost file would show an empty parent.
-            None if has(dir.as_fd(), "work") => {
+            None if has_entry(dir.as_fd(), "work") => {
                 return Err(id.damaged("it has a work directory but no file `lower`"));
             }
             None => Vec::new(),
         };
-        if !has(dir.as_fd(), "diff") {
+        if !has_entry(dir.as_fd(), "diff") {
             return Err(id.damaged("it has no directory `diff`"));
         }
         Ok(Self {
             link,
             lower,
-            committed: has(dir.as_fd(), COMMITTED),
+            committed: has_entry(dir.as_fd(), COMMITTED),
         })
-    }
-}
-
-fn has(dir: BorrowedFd<'_>, name: &str) -> bool {
-    statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-}
-
-fn excerpt(text: &str) -> String {
-    let cut: String = text.chars().take(40).collect();
-    format!("{cut:?}{}", if cut.len() < text.len() { "..." } else { "" })
-}
-
-/// A small file of a layer; `None` when there is none.
-fn read_text(dir: BorrowedFd<'_>, id: &LayerId, name: &str) -> Result<Option<String>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match openat(dir, name, flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(Errno::LOOP) => return Err(id.damaged(format!("its file `{name}` is a symbolic link"))),
-        Err(e) => return Err(Error::io("open", format!("{id}/{name}"), e)),
-    };
-    let mut text = Vec::new();
-    std::fs::File::from(file)
-        .take(MAX_FILE)
-        .read_to_end(&mut text)
-        .map_err(|e| Error::io("read", format!("{id}/{name}"), e))?;
-    match String::from_utf8(text) {
-        Ok(text) => Ok(Some(text)),
-        Err(_) => Err(id.damaged(format!("its file `{name}` is not text"))),
     }
 }
 

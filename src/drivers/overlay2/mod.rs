@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, mkdirat, unlinkat};
+use rustix::fs::{Mode, mkdirat};
 use rustix::io::Errno;
 
 use super::copy::copy_directory_attributes;
@@ -28,7 +28,7 @@ use super::home::{
     Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, unmount_below,
     write_atomically,
 };
-use super::overlayfs::{COMMITTED, MAX_LOWERS, MERGED, Mounts, OverlayMount, Support, View};
+use super::overlayfs::{MAX_LOWERS, MERGED, Mounts, OverlayMount, Support, View, freeze, thaw};
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, ProtoDriver, Result,
     parse_bool, parse_key_value, parse_size,
@@ -145,7 +145,7 @@ impl Overlay2 {
         let short = Short::random()?;
         self.fill(&stage, parent.as_ref(), &short, &lower)?;
         if let Some(parent) = &parent {
-            self.freeze(parent)?;
+            freeze(&self.home, parent)?;
         }
         let _sweep = self.links.being_made()?;
         self.links.make(&short, &id)?;
@@ -237,16 +237,6 @@ impl Overlay2 {
         })
     }
 
-    /// Marks a layer as having children.
-    fn freeze(&self, id: &LayerId) -> Result<()> {
-        let dir = self.home.open_layer(id)?;
-        match rustix::fs::statat(&dir, COMMITTED, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(()),
-            Err(Errno::NOENT) => write_atomically(dir.as_fd(), COMMITTED, b"", 0o600),
-            Err(e) => Err(Error::io("look at", format!("{id}/{COMMITTED}"), e)),
-        }
-    }
-
     /// Takes the mark away when the last child is gone and nobody has the layer; says whether it is still frozen. The caller holds
     /// the lock on the id, so no child is being made.
     fn still_frozen(&self, id: &LayerId, record: &Record) -> Result<bool> {
@@ -256,11 +246,8 @@ impl Overlay2 {
         if self.child_of(id, &record.link)?.is_some() || self.mounts.in_use(&self.home, id) {
             return Ok(true);
         }
-        let dir = self.home.open_layer(id)?;
-        match unlinkat(&dir, COMMITTED, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(false),
-            Err(e) => Err(Error::io("remove", format!("{id}/{COMMITTED}"), e)),
-        }
+        thaw(&self.home, id)?;
+        Ok(false)
     }
 
     /// A layer that lies on this one, directly or not.

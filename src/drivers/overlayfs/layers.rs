@@ -1,15 +1,16 @@
 //! Who holds a layer, and under which view.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Mode, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use super::probe::Support;
-use crate::drivers::home::{Home, detach};
+use crate::drivers::home::{Home, detach, write_atomically};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 
@@ -159,6 +160,25 @@ impl Mounts {
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
         self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Marks a layer as having children.
+pub(in crate::drivers) fn freeze(home: &Home, id: &LayerId) -> Result<()> {
+    let dir = home.open_layer(id)?;
+    match statat(&dir, COMMITTED, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(()),
+        Err(Errno::NOENT) => write_atomically(dir.as_fd(), COMMITTED, b"", 0o600),
+        Err(e) => Err(Error::io("look at", home.layer_path(id).join(COMMITTED), e)),
+    }
+}
+
+/// Takes the mark away.
+pub(in crate::drivers) fn thaw(home: &Home, id: &LayerId) -> Result<()> {
+    let dir = home.open_layer(id)?;
+    match unlinkat(&dir, COMMITTED, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(Error::io("remove", home.layer_path(id).join(COMMITTED), e)),
     }
 }
 

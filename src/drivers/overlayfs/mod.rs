@@ -4,6 +4,6 @@ mod layers;
 mod mount;
 mod probe;
 
-pub(super) use layers::{COMMITTED, MERGED, Mounts, View};
+pub(super) use layers::{COMMITTED, MERGED, Mounts, View, freeze, thaw};
 pub(super) use mount::{MAX_LOWERS, OverlayMount};
 pub(super) use probe::Support;
