@@ -6,6 +6,8 @@ pub mod overlay;
 pub mod overlay2;
 mod overlayfs;
 #[cfg(test)]
+mod selection_tests;
+#[cfg(test)]
 mod tests;
 pub mod vfs;
 

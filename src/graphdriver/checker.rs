@@ -155,4 +155,20 @@ mod tests {
         assert!(!FsChecker(FsMagic::OVERLAY).is_mounted(proc));
         assert!(!MountTableChecker.is_mounted(Path::new("/nonexistent")));
     }
+
+    #[test]
+    fn a_directory_is_made_a_private_mount_once() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "mounts; run it as root: sudo -E cargo test"
+        );
+        crate::sys::ns::enter_private_mount_ns().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        make_private(dir.path()).unwrap();
+        make_private(dir.path()).unwrap();
+        let mounts = mount::mounts_below(dir.path()).unwrap();
+        assert_eq!((mounts.len(), mounts[0].propagation.as_str()), (1, ""));
+        mount::umount_detach(dir.path()).unwrap();
+        assert!(make_private(&dir.path().join("none")).is_err());
+    }
 }

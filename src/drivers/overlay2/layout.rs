@@ -4,13 +4,10 @@
 
 use std::collections::HashMap;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, flock, openat, readlinkat, statat, symlinkat,
-    unlinkat,
-};
+use rustix::fs::{AtFlags, FileType, FlockOperation, flock, readlinkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::super::home::{Home, excerpt, has_entry, open_dir, read_text};
