@@ -126,7 +126,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                 continue;
             }
             WaitStatus::PtraceSyscall(pid) => {
-                if !killed && entered(pid).is_some_and(counts) {
+                if !killed && entered(pid).is_some_and(|call| counts(&call)) {
                     count += 1;
                     if count == n {
                         killed = true;
@@ -155,12 +155,18 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
     }
 }
 
-/// The number of the system call that `pid` is about to carry out; `None` when it stands at the end of one.
-fn entered(pid: Pid) -> Option<i64> {
-    // struct ptrace_syscall_info, include/uapi/linux/ptrace.h: op at byte 0, the call's number at byte 24.
+/// A system call that is about to be carried out.
+struct Call {
+    number: i64,
+    args: [u64; 6],
+}
+
+/// The system call that `pid` is about to carry out; `None` when it stands at the end of one.
+fn entered(pid: Pid) -> Option<Call> {
+    // struct ptrace_syscall_info, include/uapi/linux/ptrace.h: op at byte 0, the call's number at byte 24, then its arguments.
     const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
     const ENTRY: u64 = 1;
-    let mut info = [0u64; 11];
+    let mut info = [0u64; 11]; // the last word is not used at a call's start
     // SAFETY: the kernel writes at most `size_of_val(&info)` bytes into `info`, which outlives the call.
     let got = unsafe {
         libc::ptrace(
@@ -172,11 +178,17 @@ fn entered(pid: Pid) -> Option<i64> {
     };
     // `op` is the first byte in memory on either byte order.
     let op = u64::from(info[0].to_ne_bytes()[0]);
-    (got > 0 && op == ENTRY).then(|| info[3].cast_signed())
+    let [_, _, _, number, args @ .., _] = info;
+    (got > 0 && op == ENTRY).then_some(Call {
+        number: number.cast_signed(),
+        args,
+    })
 }
 
 /// Whether a system call could change something that outlives the process.
-fn counts(number: i64) -> bool {
+fn counts(call: &Call) -> bool {
+    /// Without these, opening only looks.
+    const CHANGES: i32 = libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
     /// Calls that only look, or change only the process itself.
     const HARMLESS: &[libc::c_long] = &[
         libc::SYS_read,
@@ -248,7 +260,9 @@ fn counts(number: i64) -> bool {
         libc::SYS_exit,
         libc::SYS_exit_group,
     ];
-    !HARMLESS.contains(&number)
+    let opens =
+        call.number == libc::SYS_openat && call.args[2] & u64::from(CHANGES.cast_unsigned()) == 0;
+    !opens && !HARMLESS.contains(&call.number)
 }
 
 #[cfg(test)]
@@ -257,6 +271,10 @@ mod tests {
 
     fn three_files(dir: &std::path::Path) -> i32 {
         for name in ["a", "b", "c"] {
+            // Looking is not counted.
+            if std::fs::read_dir(dir).map(Iterator::count).is_err() {
+                return 2;
+            }
             if std::fs::create_dir(dir.join(name)).is_err() {
                 return 1;
             }

@@ -198,3 +198,93 @@ fn content(dir: BorrowedFd<'_>, name: &CString, st: &Statx) -> io::Result<Conten
     let sparse = st.stx_blocks.saturating_mul(512) < st.stx_size;
     Content::of_file(file.as_fd(), st.stx_size, sparse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{mount, ns, ptrace};
+    use std::path::Path;
+
+    fn needs_root() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "needs root: sudo -E cargo test"
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_layers_own_is_left_out() {
+        needs_root();
+        let tmp = tempfile::tempdir_in(".").expect("a directory");
+        std::fs::create_dir_all(tmp.path().join("d/lost+found")).expect("mkdir");
+        std::fs::create_dir(tmp.path().join("lost+found")).expect("mkdir");
+        let dir = std::fs::File::open(tmp.path()).expect("open");
+        for key in [
+            c"trusted.overlay.opaque",
+            c"user.overlay.origin",
+            c"trusted.mine",
+        ] {
+            xattr::set(dir.as_fd(), c"d", key, b"y").expect("setxattr");
+        }
+        let tree = scan(dir.as_fd(), &ScanOptions::default()).expect("scan");
+        let paths: Vec<String> = tree.entries.keys().map(ToString::to_string).collect();
+        assert_eq!(paths, ["/", "d", "d/lost+found"]);
+        let xattrs = tree.entries[&TreePath(b"d".to_vec())].xattrs.clone();
+        let names: Vec<_> = xattrs.expect("scanned").into_keys().collect();
+        assert_eq!(names, [b"trusted.mine"]);
+        let bare = ScanOptions {
+            contents: false,
+            xattrs: false,
+            skip_at_root: Vec::new(),
+        };
+        let tree = scan(dir.as_fd(), &bare).expect("scan");
+        assert_eq!(tree.entries.len(), 4);
+        assert!(tree.entries.values().all(|e| e.xattrs.is_none()));
+    }
+
+    #[test]
+    fn a_mount_below_is_listed_and_not_entered() {
+        needs_root();
+        let tmp = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(tmp.path().join("m")).expect("mkdir");
+        let outcome = ptrace::in_child(|| {
+            ns::enter_private_mount_ns().expect("a mount namespace");
+            let m = tmp.path().join("m");
+            mount::mount(Path::new("t"), &m, "tmpfs", mount::MountFlags::empty(), b"")
+                .expect("tmpfs");
+            std::fs::write(m.join("inside"), "x").expect("write");
+            let below = scan_path(tmp.path(), &ScanOptions::default()).expect("scan");
+            let inside = scan_path(&m, &ScanOptions::default()).expect("scan");
+            i32::from((below.entries.len(), inside.entries.len()) != (2, 2))
+        });
+        assert_eq!(outcome.expect("fork"), ptrace::Outcome::Exited(0));
+    }
+
+    #[test]
+    fn a_tree_deeper_than_a_path_may_be_is_scanned() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let name = "d".repeat(100);
+        let mut at = rustix::fs::open(tmp.path(), OFlags::PATH, Mode::empty()).expect("open");
+        for _ in 0..100 {
+            rustix::fs::mkdirat(&at, name.as_str(), Mode::RWXU).expect("mkdir");
+            at = rustix::fs::openat(&at, name.as_str(), OFlags::PATH, Mode::empty()).expect("open");
+        }
+        let tree = scan_path(tmp.path(), &ScanOptions::default()).expect("scan");
+        assert_eq!(tree.entries.len(), 101);
+        assert!(tree.entries.keys().any(|p| p.0.len() == 100 * 101 - 1));
+    }
+
+    #[test]
+    fn a_failure_names_the_path() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let file = tmp.path().join("f");
+        std::fs::write(&file, "x").expect("write");
+        let e = scan_path(&file, &ScanOptions::default()).expect_err("not a directory");
+        assert_eq!(e.raw_os_error(), Some(nix::libc::ENOTDIR));
+        assert!(
+            at(e, &TreePath(b"a\xff".to_vec()))
+                .to_string()
+                .starts_with("a\\xff: ")
+        );
+    }
+}
