@@ -9,6 +9,7 @@ use schemars::SchemaGenerator;
 
 use super::builtin;
 use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
+use super::mutant;
 use super::needs::Need;
 use super::requirement::{self, Requirement};
 use super::scenario::{Case, Level, Scenario, ScenarioId, Suite};
@@ -510,7 +511,12 @@ fn kebab(name: &str, line: u32, what: &str, cx: &mut Cx) {
 }
 
 fn known_mutant(name: &str, line: u32, cx: &mut Cx) {
-    kebab(name, line, "mutant", cx);
+    if mutant::find(name).is_none() {
+        cx.wrong(
+            line,
+            format!("expected the name of a mutant (`graphtest list mutants`), found `{name}`"),
+        );
+    }
 }
 
 /// Words that parse from text, with the parser's own message.

@@ -12,7 +12,7 @@ scenarios:
   proves: [LIFE-1]
   level: must
   must: x
-  catches: [m]
+  catches: [exists-always]
 ";
 
 fn load(text: &str) -> Result<Library, Vec<String>> {
@@ -140,7 +140,7 @@ fn bad_steps_are_located(#[case] text: &str, #[case] message: &str) {
 
 #[rstest]
 #[case::no_catches(
-    "catches: [m]",
+    "catches: [exists-always]",
     "catches: []",
     "s.yaml:4: expected `catches:` with at least one mutant"
 )]
@@ -200,7 +200,7 @@ fn rows_fill_in_steps() {
         "{HEAD}  needs: [mknod]
   cases:
   - {{case: two, depth: 2, why: []}}
-  - {{case: far, depth: 3, why: too-deep, needs: ['depth:3'], catches: [n]}}
+  - {{case: far, depth: 3, why: too-deep, needs: ['depth:3'], catches: [whiteout-lost]}}
   steps:
   - chain: l
     length: ${{depth}}
@@ -214,7 +214,7 @@ fn rows_fill_in_steps() {
     let cases: Vec<_> = library.cases().collect();
     assert_eq!(cases[0].label(), "s/a#two");
     assert_eq!(cases[1].needs.len(), 2);
-    assert_eq!(cases[1].catches, ["n"]);
+    assert_eq!(cases[1].catches, ["whiteout-lost"]);
     let Action::Chain(chain) = &cases[1].steps[0].action else {
         panic!("not a chain")
     };

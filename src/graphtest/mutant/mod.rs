@@ -116,4 +116,23 @@ mod tests {
             assert!(find(m.name).is_some());
         }
     }
+
+    #[test]
+    fn every_mutant_is_named_by_a_scenario() {
+        let library = crate::graphtest::load::builtin().unwrap_or_else(|e| panic!("{e}"));
+        let scenarios = library
+            .suites
+            .iter()
+            .flat_map(|s| &s.scenarios)
+            .flat_map(|s| &s.catches);
+        let named: BTreeSet<&String> = scenarios
+            .chain(library.cases().flat_map(|c| &c.catches))
+            .collect();
+        let unnamed: Vec<&str> = ALL
+            .iter()
+            .map(|m| m.name)
+            .filter(|n| !named.contains(&n.to_string()))
+            .collect();
+        assert!(unnamed.is_empty(), "no scenario catches {unnamed:?}");
+    }
 }
