@@ -17,13 +17,13 @@ struct Place {
     root: OwnedFd,
 }
 
-/// A directory on the disk: tmpfs of older kernels has no user attributes.
+/// A directory to work in.
 fn place() -> Place {
     assert!(
         rustix::process::geteuid().is_root(),
         "needs root: sudo -E cargo test"
     );
-    let dir = tempfile::tempdir_in(".").expect("a directory");
+    let dir = tempfile::tempdir().expect("a directory");
     let root = rustix::fs::open(dir.path(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .expect("open");
     Place { _dir: dir, root }

@@ -164,6 +164,9 @@ impl Model {
         if !who.owns(inode) {
             return Err(Errno::PERM.into());
         }
+        if inode.mode & 0o2000 != 0 && !who.capable && who.gid != inode.owner.gid {
+            who.doubt("filesystems differ in whether setgid goes with an access control list")?;
+        }
         self.inode_mut(ino).xattrs.remove(key);
         Ok(())
     }
