@@ -1,5 +1,8 @@
 //! What differs between a layer and its parent, found by walking both, or the layer's own directory alone.
 
+#[cfg(test)]
+mod tests;
+
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;

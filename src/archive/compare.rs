@@ -21,9 +21,9 @@ pub(super) struct Side<'a> {
 
 /// Whether the two entries differ in anything that a layer keeps.
 ///
-/// One statx of each decides nearly always. Where all it shows is equal, two inodes with one ctime are the same (snapshots,
-/// overlay mounts over one lower file), and so are two that did not change since `settled`. Any other pair is compared
-/// in full, since a rewrite can keep the size and put the mtime back, but cannot put back the ctime.
+/// One statx of each decides nearly always. Where all it shows is equal, two that [`are_one_version`] are the same, and so are two
+/// that did not change since `settled`. Any other pair is compared in full, since a rewrite can keep the size and put the
+/// mtime back, but cannot put back the ctime.
 pub(super) fn differ(
     new: Side<'_>,
     old: Side<'_>,
@@ -35,8 +35,8 @@ pub(super) fn differ(
     if shown_differ(new.st, old.st) {
         return Ok(true);
     }
-    let (new_changed, old_changed) = (ctime(new.st), ctime(old.st));
-    if new_changed == old_changed || settled.is_some_and(|t| new_changed < t && old_changed < t) {
+    let untouched = settled.is_some_and(|t| ctime(new.st) < t && ctime(old.st) < t);
+    if untouched || are_one_version(new.st, old.st) {
         return Ok(false);
     }
     match hidden_differ(new, old) {
@@ -44,6 +44,13 @@ pub(super) fn differ(
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(true),
         other => other,
     }
+}
+
+/// Whether both are the same state of one inode, as it is seen through two snapshots of a volume, or through two overlay mounts over one
+/// lower layer: number, birth and last change are equal.
+fn are_one_version(new: &Statx, old: &Statx) -> bool {
+    let birth = |st: &Statx| (st.stx_btime.tv_sec, st.stx_btime.tv_nsec);
+    new.stx_ino == old.stx_ino && ctime(new) == ctime(old) && birth(new) == birth(old)
 }
 
 /// What statx shows. Size and mtime of directories follow from what is inside them, so they are no change of their own.

@@ -125,8 +125,13 @@ pub(super) fn stat(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> rustix:
         dir,
         name,
         AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT,
-        StatxFlags::BASIC_STATS,
+        StatxFlags::BASIC_STATS | StatxFlags::BTIME,
     )
+}
+
+/// One statx of what is open.
+pub(super) fn stat_open(file: BorrowedFd<'_>) -> rustix::io::Result<Statx> {
+    rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
 }
 
 /// As [`stat`], with a name that is not there, or whose directory is gone, as `None`.

@@ -185,8 +185,8 @@ pub(in crate::archive) fn put_octal(field: &mut [u8], value: u64) -> bool {
 fn finish(block: &mut [u8; BLOCK]) {
     block[257..265].copy_from_slice(b"ustar\x0000");
     block[148..156].fill(b' ');
-    let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
-    put_octal(&mut block[148..155], sum);
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    put_octal(&mut block[148..155], u64::from(sum));
 }
 
 /// Appends `LENGTH KEY=VALUE\n`, where the length counts itself.

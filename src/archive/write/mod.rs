@@ -2,6 +2,8 @@
 
 mod header;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::hash_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashMap};
@@ -32,8 +34,9 @@ pub struct WriteOptions {
 
 /// A layer as an uncompressed tar in the AUFS whiteout convention, made as it is read; memory does not depend on the size of files.
 ///
-/// Entries stand in byte order of their paths, so equal content gives equal bytes whatever driver keeps it. Directories end in `/` and
-/// come before what they hold; names of one inode become hard links to the first of them; sockets, which tar does not know, are
+/// Entries stand in the order of a walk that takes names in byte order (a deletion at the name it deletes), so equal content gives equal
+/// bytes whatever driver keeps it, and extractors that set a directory's time when they leave it get it right. Directories end
+/// in `/` and come before what they hold; names of one inode become hard links to the first of them; sockets, which tar does not know, are
 /// left out, and so is what vanished meanwhile. A file that shrinks while it is read is filled with zeros. Headers are ustar,
 /// with PAX records for what that cannot hold: long or non-ASCII names, large numbers, fractions of seconds, attributes.
 /// Deletions are empty files `.wh.NAME` of mode 0, owner 0:0 and time 0.
@@ -79,9 +82,9 @@ struct Body {
 }
 
 /// How much is made ahead of the reader.
-const AHEAD: usize = 128 * 1024;
+const AHEAD: usize = 32 * 1024;
 /// Files up to this size are made ahead like headers.
-const SMALL: u64 = 32 * 1024;
+const SMALL: u64 = 16 * 1024;
 
 impl LayerStream {
     /// The changes as they stand below `root`. Directories around a change are written too, and so are the unchanged names of an
@@ -154,13 +157,13 @@ impl LayerStream {
     }
 
     fn next_entry(&mut self) -> Result<bool, Error> {
-        let (path, deleted) = match &mut self.source {
+        let (path, kind, deleted) = match &mut self.source {
             Source::Changes(changes) => match changes.next() {
-                Some(change) => (change.path, change.kind == ChangeKind::Delete),
+                Some(c) => (c.path, FileType::Unknown, c.kind == ChangeKind::Delete),
                 None => return Ok(false),
             },
             Source::Whole(tour) => match tour.next(self.dirs.root())? {
-                Some(path) => (path, false),
+                Some((path, kind)) => (path, kind, false),
                 None => return Ok(false),
             },
         };
@@ -171,7 +174,7 @@ impl LayerStream {
         if deleted {
             self.whiteout(&path)?;
         } else {
-            self.entry(path)?;
+            self.entry(path, kind)?;
         }
         Ok(true)
     }
@@ -190,14 +193,14 @@ impl LayerStream {
         header::append(&mut self.ready, &header).map_err(|why| Error::Refused { name, why })
     }
 
-    fn entry(&mut self, path: TreePath) -> Result<(), Error> {
+    fn entry(&mut self, path: TreePath, listed: FileType) -> Result<(), Error> {
         let dir = match &mut self.source {
             Source::Changes(_) => self.dirs.parent(&path),
             Source::Whole(tour) => tour.dir(self.dirs.root()),
         };
         let found = CString::new(path.base())
             .map_err(|_| Errno::INVAL)
-            .and_then(|name| Found::read(dir?, &name));
+            .and_then(|name| Found::read(dir?, &name, listed));
         let Some(found) = found
             .map_err(|e| Error::io("read", &path, e))
             .or_else(vanished)?
@@ -358,8 +361,19 @@ struct Found {
 }
 
 impl Found {
-    /// `None` for what no archive holds.
-    fn read(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<Option<Self>> {
+    /// `None` for what no archive holds. What is listed as a regular file is opened at once, which saves looking its name up twice.
+    fn read(
+        dir: BorrowedFd<'_>,
+        name: &CStr,
+        listed: FileType,
+    ) -> rustix::io::Result<Option<Self>> {
+        if listed == FileType::RegularFile {
+            let file = open_file(dir, name)?;
+            let st = walk::stat_open(file.as_fd())?;
+            if file_type(&st) == FileType::RegularFile {
+                return Self::file(st, file).map(Some);
+            }
+        }
         let st = walk::stat(dir, name)?;
         let kind = file_type(&st);
         let mut found = Self {
@@ -371,12 +385,7 @@ impl Found {
         };
         match kind {
             FileType::Socket | FileType::Unknown => return Ok(None),
-            FileType::RegularFile => {
-                let file = open_file(dir, name)?;
-                found.xattrs = xattr::visible(file.as_fd(), c"").map_err(|e| walk::errno(&e))?;
-                found.file = Some(file);
-                return Ok(Some(found));
-            }
+            FileType::RegularFile => return Self::file(st, open_file(dir, name)?).map(Some),
             FileType::Symlink => {
                 found.target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
             }
@@ -384,6 +393,17 @@ impl Found {
         }
         found.xattrs = xattr::visible(dir, name).map_err(|e| walk::errno(&e))?;
         Ok(Some(found))
+    }
+
+    fn file(st: Statx, file: OwnedFd) -> rustix::io::Result<Self> {
+        let xattrs = xattr::visible(file.as_fd(), c"").map_err(|e| walk::errno(&e))?;
+        Ok(Self {
+            st,
+            kind: FileType::RegularFile,
+            file: Some(file),
+            target: Vec::new(),
+            xattrs,
+        })
     }
 }
 

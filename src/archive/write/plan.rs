@@ -1,4 +1,4 @@
-//! Which entries a layer stream holds, in path order.
+//! Which entries a layer stream holds, and in which order.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,8 +11,8 @@ use crate::archive::walk::{self, Dirs, InodeKey, Names, file_type, inode};
 use crate::archive::{Change, ChangeKind, Error};
 use crate::tree::TreePath;
 
-/// Sorts the changes, adds the directories around them, and adds the unchanged names of inodes that have a changed name too: a
-/// reader that gets only the new name of an old file could not make it a link of the old one.
+/// Adds the directories around the changes and the unchanged names of inodes that have a changed name too (a reader that gets only
+/// the new name of an old file could not make it a link of the old one), and puts all in the order of a walk.
 pub(super) fn complete(dirs: &mut Dirs, changes: Vec<Change>) -> Result<Vec<Change>, Error> {
     let mut changes = with_parents(changes);
     let mut missing: HashMap<InodeKey, u32> = HashMap::new();
@@ -24,15 +24,22 @@ pub(super) fn complete(dirs: &mut Dirs, changes: Vec<Change>) -> Result<Vec<Chan
         }
     }
     missing.retain(|_, names| *names > 0);
-    if missing.is_empty() {
-        return Ok(changes);
+    if !missing.is_empty() {
+        let partners = names_of(dirs.root(), &missing)?;
+        changes.extend(partners.into_iter().map(|path| Change {
+            path,
+            kind: ChangeKind::Modify,
+        }));
+        changes = with_parents(changes);
     }
-    let partners = names_of(dirs.root(), &missing)?;
-    changes.extend(partners.into_iter().map(|path| Change {
-        path,
-        kind: ChangeKind::Modify,
-    }));
-    Ok(with_parents(changes))
+    changes.sort_by(|a, b| parts(&a.path).cmp(parts(&b.path)));
+    Ok(changes)
+}
+
+/// The components of a path. Compared by these, what a directory holds follows right behind it, whereas in byte order `a-b` stands
+/// between `a` and `a/b`.
+fn parts(path: &TreePath) -> impl Iterator<Item = &[u8]> {
+    path.as_bytes().split(|b| *b == b'/')
 }
 
 /// Every name below `root` of one of these inodes.
@@ -59,10 +66,12 @@ fn names_of(root: BorrowedFd<'_>, inodes: &HashMap<InodeKey, u32>) -> Result<Vec
     Ok(found.into_iter().flatten().collect())
 }
 
-/// What comes next in a whole tree, in path order, found as it is asked for.
+/// What comes next in a whole tree, found as it is asked for.
 #[derive(Debug)]
 pub(super) struct Tour {
     levels: Vec<Level>,
+    /// The directory shown last, to be entered next.
+    shown: Option<TreePath>,
 }
 
 #[derive(Debug)]
@@ -71,8 +80,7 @@ struct Level {
     /// `None` while more levels are open than descriptors should be held for.
     dir: Option<OwnedFd>,
     names: Names,
-    /// Index into `names`, and whether this step enters the directory of that name rather than showing it.
-    steps: std::vec::IntoIter<(u32, bool)>,
+    next: usize,
 }
 
 /// Levels whose directory stays open.
@@ -80,28 +88,44 @@ const OPEN_LEVELS: usize = 32;
 
 impl Tour {
     pub(super) fn new(root: BorrowedFd<'_>) -> rustix::io::Result<Self> {
-        let mut tour = Self { levels: Vec::new() };
+        let mut tour = Self {
+            levels: Vec::new(),
+            shown: None,
+        };
         tour.enter(root, TreePath::root())?;
         Ok(tour)
     }
 
-    /// The next path; `None` at the end.
-    pub(super) fn next(&mut self, root: BorrowedFd<'_>) -> Result<Option<TreePath>, Error> {
-        loop {
-            let Some(level) = self.levels.last_mut() else {
-                return Ok(None);
-            };
-            let Some((index, enters)) = level.steps.next() else {
-                self.levels.pop();
-                continue;
-            };
-            let path = level.path.join(level.names.name(index as usize));
-            if !enters {
-                return Ok(Some(path));
-            }
+    /// The next path, with the type its directory states; `None` at the end.
+    pub(super) fn next(
+        &mut self,
+        root: BorrowedFd<'_>,
+    ) -> Result<Option<(TreePath, FileType)>, Error> {
+        if let Some(path) = self.shown.take() {
             self.enter(root, path.clone())
                 .map_err(|e| Error::io("read", &path, e))?;
         }
+        while let Some(level) = self.levels.last_mut() {
+            let index = level.next;
+            if index == level.names.len() {
+                self.levels.pop();
+                continue;
+            }
+            level.next += 1;
+            let path = level.path.join(level.names.name(index));
+            let mut kind = level.names.kind(index);
+            if kind == FileType::Unknown {
+                let dir = self.dir(root);
+                let st = dir.and_then(|dir| walk::stat_if_there(dir, path.base()));
+                let st = st.map_err(|e| Error::io("read", &path, e))?;
+                kind = st.map_or(kind, |st| file_type(&st));
+            }
+            if kind == FileType::Directory {
+                self.shown = Some(path.clone());
+            }
+            return Ok(Some((path, kind)));
+        }
+        Ok(None)
     }
 
     /// The directory that holds the path given last.
@@ -117,7 +141,6 @@ impl Tour {
         let Some((dir, names)) = walk::list_dir(root, &path)? else {
             return Ok(());
         };
-        let steps = steps(dir.as_fd(), &names)?;
         if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS) {
             self.levels[far].dir = None;
         }
@@ -125,34 +148,8 @@ impl Tour {
             path,
             dir: Some(dir),
             names,
-            steps: steps.into_iter(),
+            next: 0,
         });
         Ok(())
     }
-}
-
-/// In path order `a-b` stands between `a` and `a/b`, so a directory is shown at `NAME` and entered at `NAME/`.
-fn steps(dir: BorrowedFd<'_>, names: &Names) -> rustix::io::Result<Vec<(u32, bool)>> {
-    let mut steps = Vec::with_capacity(names.len());
-    for i in 0..names.len() {
-        let index = u32::try_from(i).map_err(|_| Errno::OVERFLOW)?;
-        steps.push((index, false));
-        let kind = match names.kind(i) {
-            FileType::Unknown => walk::stat_if_there(dir, names.c_name(i))?
-                .map_or(FileType::Unknown, |st| file_type(&st)),
-            kind => kind,
-        };
-        if kind == FileType::Directory {
-            steps.push((index, true));
-        }
-    }
-    let key = |step: &(u32, bool)| {
-        let slash: &[u8] = if step.1 { b"/" } else { b"" };
-        (names.name(step.0 as usize), slash)
-    };
-    steps.sort_by(|a, b| {
-        let ((a, a_end), (b, b_end)) = (key(a), key(b));
-        a.iter().chain(a_end).cmp(b.iter().chain(b_end))
-    });
-    Ok(steps)
 }

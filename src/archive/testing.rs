@@ -1,0 +1,147 @@
+//! What the tests of this module share: directories, operations on them, overlay mounts, operations by chance.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use proptest::prelude::*;
+use rustix::fs::{Mode, OFlags};
+
+use crate::sys;
+use crate::tree::build::{Inodes, run_ops};
+use crate::tree::op::Op;
+use crate::tree::{Compare, ScanOptions, Tree, compare, scan};
+
+/// A directory on the disk, in a mount namespace of the test's own.
+pub fn place() -> tempfile::TempDir {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "these tests mount and chown; run them as root: sudo -E cargo test"
+    );
+    sys::ns::enter_private_mount_ns().expect("a mount namespace");
+    tempfile::tempdir_in(".").expect("a directory")
+}
+
+pub fn ops(yaml: &str) -> Vec<Op> {
+    serde_yaml::from_str(yaml).expect("operations")
+}
+
+/// Makes the directory and carries out the operations in it, which must all succeed.
+pub fn build(path: &Path, list: &str) {
+    std::fs::create_dir_all(path).expect("mkdir");
+    let list = ops(list);
+    let outcomes = run(path, &list);
+    for (op, outcome) in list.iter().zip(outcomes) {
+        outcome.unwrap_or_else(|e| panic!("{op:?}: {e}"));
+    }
+}
+
+/// Carries out operations of which some may fail.
+pub fn run(path: &Path, list: &[Op]) -> Vec<crate::tree::build::Outcome> {
+    run_ops(open(path).as_fd(), list, &mut Inodes::default()).expect("run")
+}
+
+pub fn open(path: &Path) -> OwnedFd {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).expect("a directory")
+}
+
+pub fn scanned(path: &Path) -> Tree {
+    scan(open(path).as_fd(), &ScanOptions::default()).expect("scan")
+}
+
+/// Both directories hold the same, but for sockets, which tar does not know.
+pub fn assert_same(expected: &Path, found: &Path) {
+    let how = Compare {
+        ignore_sockets: true,
+        ..Compare::default()
+    };
+    let diff = compare(&scanned(expected), &scanned(found), &how);
+    assert!(diff.is_empty(), "{diff}");
+}
+
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(status.expect("cp").success());
+}
+
+/// The ctime that a file made now has.
+pub fn now_at(place: &Path) -> crate::tree::Timestamp {
+    let path = place.join("clock");
+    let file = File::create(&path).expect("create");
+    let st = super::walk::stat_open(file.as_fd()).expect("statx");
+    std::fs::remove_file(path).expect("remove");
+    super::walk::ctime(&st)
+}
+
+/// An overlay mount over `lowers` (the nearest first), unmounted when it is dropped.
+pub struct Overlay {
+    pub merged: PathBuf,
+    pub upper: PathBuf,
+}
+
+impl Overlay {
+    pub fn new(place: &Path, name: &str, lowers: &[&Path]) -> Self {
+        let [merged, upper, work] = ["merged", "upper", "work"].map(|part| {
+            let path = place.join(format!("{name}-{part}"));
+            std::fs::create_dir(&path).expect("mkdir");
+            std::fs::canonicalize(path).expect("a path")
+        });
+        let lowers: Vec<String> = lowers
+            .iter()
+            .map(|l| {
+                std::fs::canonicalize(l)
+                    .expect("a path")
+                    .display()
+                    .to_string()
+            })
+            .collect();
+        let data = format!(
+            "lowerdir={},upperdir={},workdir={},index=off,redirect_dir=off,metacopy=off",
+            lowers.join(":"),
+            upper.display(),
+            work.display()
+        );
+        let status = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &data])
+            .arg(&merged)
+            .status();
+        assert!(status.expect("mount").success(), "{data}");
+        Self { merged, upper }
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        sys::mount::umount_detach(&self.merged).expect("unmount");
+    }
+}
+
+/// Lists of operations on few names, so that they meet often; many of them fail.
+pub fn some_ops() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(some_op(), 0..14)
+}
+
+fn some_op() -> impl Strategy<Value = Op> {
+    let name = prop::sample::select(vec!["a", "a-b", "b", "d", "e"]);
+    let path = prop::collection::vec(name, 1..4).prop_map(|parts| parts.join("/"));
+    (0..18u8, path.clone(), path, 0..3u8).prop_map(|(verb, path, other, n)| {
+        let text = match verb {
+            0..=2 => format!("{{file: {path}, text: '{n}'}}"),
+            3 => format!("{{file: {path}, text: '{n}', mtime: '100{n}.5'}}"),
+            4..=6 => format!("{{dir: {path}, mode: '075{n}'}}"),
+            7 => format!("{{symlink: {path}, to: '{n}', mtime: '7'}}"),
+            8 => format!("{{hardlink: {path}, to: {other}}}"),
+            9 => format!("{{fifo: {path}}}"),
+            10 | 11 => format!("{{remove: {path}}}"),
+            12 => format!("{{rename: {path}, to: {other}}}"),
+            13 => format!("{{chmod: {path}, mode: '064{n}'}}"),
+            14 => format!("{{chown: {path}, owner: '{n}:{n}'}}"),
+            15 => format!("{{setxattr: {path}, name: user.k, value: '{n}'}}"),
+            16 => format!("{{write: {path}, text: '{n}'}}"),
+            _ => format!("{{touch: {path}, mtime: '100{n}.5'}}"),
+        };
+        serde_yaml::from_str(&text).expect("an operation")
+    })
+}

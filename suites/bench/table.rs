@@ -1,0 +1,243 @@
+//! Our archive code and drivers beside the tools that people know, run in turns; prints one table.
+//!
+//! `cargo bench --bench table [-- FILTER]`. Every contender runs as a process of its own, so that peak memory is its own; a round runs each
+//! contender once, and medians of the rounds are compared, so that a busy machine slows both sides alike.
+
+#[path = "support.rs"]
+mod support;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use graphtest::archive::{ChangesOptions, LayerStream, WriteOptions, changes_with};
+use graphtest::tree::Timestamp;
+
+/// Set for the child that does one piece of work; holds its name.
+const WORK: &str = "GRAPHTEST_BENCH_WORK";
+/// How large the large file is.
+const LARGE: u64 = 1 << 30;
+
+/// One line of the table.
+struct Line {
+    name: String,
+    ours: Contender,
+    theirs: Contender,
+}
+
+struct Contender {
+    name: &'static str,
+    command: Box<dyn Fn() -> Command>,
+    /// Undoes what the last run left.
+    reset: Box<dyn Fn()>,
+}
+
+fn main() {
+    if let Ok(work) = std::env::var(WORK) {
+        return child(&work);
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|a| a == "--test" || a == "--list") {
+        return;
+    }
+    let filter = args.iter().find(|a| !a.starts_with('-'));
+    let rounds = std::env::var("GRAPHTEST_BENCH_ROUNDS").ok();
+    let rounds: usize = rounds.map_or(7, |r| {
+        r.parse().expect("GRAPHTEST_BENCH_ROUNDS is a number")
+    });
+    let work = support::work_dir();
+    println!(
+        "{:<34} {:>22} {:>22} {:>7} {:>10}",
+        "work", "ours", "theirs", "ratio", "peak KiB"
+    );
+    for make in LINES {
+        let (name, make) = make;
+        if filter.is_none_or(|f| name.contains(f.as_str())) {
+            let place = work.path().join(name);
+            std::fs::create_dir(&place).expect("mkdir");
+            measure(&make(name, &place), rounds);
+            std::fs::remove_dir_all(&place).expect("the bench's own directory");
+        }
+    }
+}
+
+type MakeLine = fn(&str, &Path) -> Line;
+const LINES: &[(&str, MakeLine)] = &[
+    ("write-20000-small-files", write_small),
+    ("write-1-GiB-file", write_large),
+    ("changes-100000-equal", |name, at| {
+        changes_line(name, at, true)
+    }),
+    ("changes-100000-equal-by-content", |name, at| {
+        changes_line(name, at, false)
+    }),
+];
+
+fn measure(line: &Line, rounds: usize) {
+    let (mut ours, mut theirs, mut peak) = (Vec::new(), Vec::new(), 0);
+    // The first round warms the caches and does not count.
+    for round in 0..=rounds {
+        for (contender, times) in [(&line.ours, &mut ours), (&line.theirs, &mut theirs)] {
+            (contender.reset)();
+            let (time, memory) = run(&mut (contender.command)());
+            if round > 0 {
+                times.push(time);
+            }
+            if std::ptr::eq(contender, &line.ours) {
+                peak = peak.max(memory);
+            }
+        }
+    }
+    let (a, b) = (median(&mut ours), median(&mut theirs));
+    println!(
+        "{:<34} {:>22} {:>22} {:>7.2} {:>10}",
+        line.name,
+        format!("{} {:.3}s", line.ours.name, a.as_secs_f64()),
+        format!("{} {:.3}s", line.theirs.name, b.as_secs_f64()),
+        a.as_secs_f64() / b.as_secs_f64(),
+        peak
+    );
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Runs a command, throws its output away, and gives the time and, where the child is this program, its peak memory in KiB.
+fn run(command: &mut Command) -> (Duration, u64) {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it can be run");
+    support::drain(child.stdout.take().expect("piped"));
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .expect("piped")
+        .read_to_string(&mut said)
+        .expect("read");
+    let status = child.wait().expect("wait");
+    let time = start.elapsed();
+    assert!(status.success(), "{command:?}: {status}: {said}");
+    let peak = said
+        .lines()
+        .find_map(|l| l.strip_prefix("peak ")?.parse().ok());
+    (time, peak.unwrap_or(0))
+}
+
+/// A child of this program that does `work` with these paths.
+fn ours(work: &'static str, args: Vec<PathBuf>) -> Contender {
+    let command = move || {
+        let mut command = Command::new(std::env::current_exe().expect("our own path"));
+        command.env(WORK, work).args(&args);
+        command
+    };
+    Contender {
+        name: "graphtest",
+        command: Box::new(command),
+        reset: Box::new(|| {}),
+    }
+}
+
+fn theirs(name: &'static str, args: Vec<PathBuf>) -> Contender {
+    let command = move || {
+        let mut command = Command::new(name);
+        command.args(&args);
+        command
+    };
+    Contender {
+        name,
+        command: Box::new(command),
+        reset: Box::new(|| {}),
+    }
+}
+
+fn child(work: &str) {
+    let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    match work {
+        "write" => {
+            let root = support::open_dir(&args[0]);
+            let mut stream =
+                LayerStream::full(root.as_fd(), WriteOptions::default()).expect("open");
+            // Not through `Stdout`, which looks for line ends.
+            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+            let mut out = std::fs::File::from(stdout.expect("stdout"));
+            let mut buffer = vec![0; 32 * 1024];
+            loop {
+                let n = stream.read(&mut buffer).expect("read");
+                if n == 0 {
+                    break;
+                }
+                out.write_all(&buffer[..n]).expect("write");
+            }
+        }
+        "changes" => {
+            let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
+            let settled = args.get(2).map(|t| parse_time(&t.to_string_lossy()));
+            let options = ChangesOptions { settled };
+            let found = changes_with(new.as_fd(), Some(old.as_fd()), &options).expect("compare");
+            assert!(found.is_empty(), "the trees are equal");
+        }
+        "statx" => {
+            assert_eq!(support::bare_statx(&[&args[0], &args[1]]) % 2, 0);
+        }
+        other => panic!("unknown work {other}"),
+    }
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let peak = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next());
+    eprintln!("peak {}", peak.expect("VmHWM"));
+}
+
+fn parse_time(text: &str) -> Timestamp {
+    let (secs, nanos) = text.split_once('.').expect("SECS.NANOS");
+    Timestamp {
+        secs: secs.parse().expect("a number"),
+        nanos: nanos.parse().expect("a number"),
+    }
+}
+
+fn write_small(name: &str, at: &Path) -> Line {
+    support::make_tree(&at.join("tree"), 20_000, 1000);
+    write_line(name, at)
+}
+
+fn write_large(name: &str, at: &Path) -> Line {
+    std::fs::create_dir(at.join("tree")).expect("mkdir");
+    support::make_large_file(&at.join("tree/large"), LARGE);
+    write_line(name, at)
+}
+
+fn write_line(name: &str, at: &Path) -> Line {
+    let tree = at.join("tree");
+    Line {
+        name: name.into(),
+        ours: ours("write", vec![tree.clone()]),
+        theirs: theirs("tar", ["-c".into(), "-C".into(), tree, ".".into()].into()),
+    }
+}
+
+fn changes_line(name: &str, at: &Path, settled: bool) -> Line {
+    let (new, old) = (at.join("new"), at.join("old"));
+    support::make_tree(&old, 100_000, 100);
+    let mark = support::copy_tree(&old, &new);
+    let mut args = vec![new.clone(), old.clone()];
+    if settled {
+        args.push(format!("{}.{}", mark.secs, mark.nanos).into());
+    }
+    let mut bare = ours("statx", vec![new, old]);
+    bare.name = "bare statx";
+    Line {
+        name: name.into(),
+        ours: ours("changes", args),
+        theirs: bare,
+    }
+}
