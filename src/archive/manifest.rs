@@ -134,6 +134,8 @@ pub struct Entry {
     /// Bytes put into fields of the header as they are, the rest of the field zero; the checksum is made afterwards, unless it is
     /// one of them.
     pub fields: Vec<(Field, Vec<u8>)>,
+    /// How many times it stands there, each time with `%i` in its name replaced by the number of the time, from 1.
+    pub times: u64,
 }
 
 impl Entry {
@@ -150,6 +152,7 @@ impl Entry {
             pax: Vec::new(),
             declare: None,
             fields: Vec::new(),
+            times: 1,
         }
     }
 }
@@ -255,6 +258,8 @@ struct Keys {
     declare: Option<Size>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     header: BTreeMap<Field, Bytes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    times: Option<u64>,
 }
 
 /// A mapping whose order counts.
@@ -369,6 +374,7 @@ impl<'de> Deserialize<'de> for Entry {
             pax: keys.pax.into_iter().map(|(k, v)| (k.0, v.0)).collect(),
             declare: keys.declare.map(|s| s.0),
             fields: keys.header.into_iter().map(|(f, b)| (f, b.0)).collect(),
+            times: keys.times.unwrap_or(1),
         })
     }
 }
@@ -417,6 +423,7 @@ impl Serialize for Entry {
             .iter()
             .map(|(f, b)| (*f, Bytes(b.clone())))
             .collect();
+        keys.times = (self.times != 1).then_some(self.times);
         keys.serialize(s)
     }
 }
@@ -459,7 +466,15 @@ fn write_all(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&raw.0)?;
     } else {
         for entry in &manifest.entries {
-            write_entry(entry, out)?;
+            if entry.times == 1 {
+                write_entry(entry, out)?;
+                continue;
+            }
+            let mut one = entry.clone();
+            for time in 1..=entry.times {
+                one.name = numbered(&entry.name, time);
+                write_entry(&one, out)?;
+            }
         }
         let blocks = match manifest.end {
             End::Two => 2,
@@ -469,6 +484,19 @@ fn write_all(manifest: &Manifest, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(&[0; 2 * BLOCK][..blocks * BLOCK])?;
     }
     out.write_all(manifest.append.as_ref().map_or(&[][..], |b| &b.0))
+}
+
+/// `%i` in a name replaced.
+fn numbered(name: &[u8], number: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len() + 8);
+    let mut rest = name;
+    while let Some(at) = rest.windows(2).position(|w| w == b"%i") {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(number.to_string().as_bytes());
+        rest = &rest[at + 2..];
+    }
+    out.extend_from_slice(rest);
+    out
 }
 
 /// Takes everything and passes on the first `left` bytes.

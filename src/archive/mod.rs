@@ -5,6 +5,7 @@ mod change;
 mod changes;
 mod compare;
 mod error;
+pub mod fixtures;
 mod form;
 mod header;
 mod id_map;
@@ -21,7 +22,7 @@ mod walk;
 mod write;
 mod xattrs;
 
-pub use apply::{Applied, ApplyOptions, apply};
+pub use apply::{Applied, ApplyOptions, apply, apply_layer};
 pub use change::{Change, ChangeKind};
 pub use changes::{ChangesOptions, changes, changes_with, layer_changes};
 pub use error::Error;

@@ -5,15 +5,16 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, fchown, ftruncate, futimens,
+    AtFlags, FileType, Gid, Mode, OFlags, Statx, Uid, chownat, fchmod, fchown, ftruncate, futimens,
     linkat, makedev, mkdirat, mknodat, openat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use super::fault::{Fault, On, Outcome, refused};
-use super::{Applier, c_name, timestamps};
+use super::{Applier, Below, c_name, timestamps};
 use crate::archive::read::Reader;
-use crate::archive::{EntryHeader, EntryKind, Error, Extent, Form, names};
+use crate::archive::walk::open_dir;
+use crate::archive::{EntryHeader, EntryKind, Error, Extent, names};
 use crate::sys::copy::write_all_at;
 use crate::sys::{fs as sysfs, xattr};
 use crate::tree::{Owner, Rdev, TreePath};
@@ -84,9 +85,9 @@ impl Applier<'_> {
         let rdev = entry
             .rdev()
             .ok_or_else(|| Fault::Refused(format!("{major}:{minor} is not a device number")))?;
-        let whiteout = entry.kind == EntryKind::Char && rdev == Rdev::default();
-        if whiteout && matches!(self.options.form, Form::Overlay | Form::OverlayUser) {
-            return refused("the character device 0:0 would hide a file of the layers below");
+        // In every form, so that a layer means the same on every driver.
+        if entry.kind == EntryKind::Char && rdev == Rdev::default() {
+            return refused("a character device 0:0 is overlayfs' mark of a deletion");
         }
         Ok(rdev)
     }
@@ -171,17 +172,39 @@ impl Applier<'_> {
         }
     }
 
-    /// A directory that entries lie in but none names.
+    /// A directory that entries lie in but none names: as it is in the layers below, where one of them shows it.
     pub(super) fn implied_directory(&mut self, path: &TreePath, opaque: bool) -> Outcome {
         let opaque = self.unhide(path)? || opaque;
+        let below = if opaque { None } else { self.below(path)? };
         let base = c_name(path);
         mkdirat(self.holder(path)?, &base, Mode::RWXU).on("create", path)?;
         self.reset_directory(path)?;
+        if let Some(Below::Dir(root, st)) = below {
+            self.copy_directory(path, root, &st)?;
+        }
         if opaque {
             self.mark_opaque(path)
         } else {
             Ok(())
         }
+    }
+
+    /// Gives the directory `path` the attributes that it has below `root`.
+    fn copy_directory(&mut self, path: &TreePath, root: BorrowedFd<'_>, st: &Statx) -> Outcome {
+        let from = open_dir(root, path).on("open", path)?;
+        let to = self.dirs.open(path).on("open", path)?;
+        let owner = Owner {
+            uid: st.stx_uid,
+            gid: st.stx_gid,
+        };
+        fchown(&to, uid(owner), gid(owner)).on("set owner of", path)?;
+        let below = xattr::visible(from.as_fd(), c"").on("read attributes of", path)?;
+        for (name, value) in &below {
+            self.set_xattr(to.as_fd(), c"", path, name, value)?;
+        }
+        fchmod(&to, Mode::from(u32::from(st.stx_mode) & 0o7777)).on("set mode of", path)?;
+        self.dirs.forget(path);
+        Ok(())
     }
 
     /// Gives a directory the attributes of one that no entry names.
@@ -309,25 +332,32 @@ impl Applier<'_> {
         }
         for (name, value) in &entry.xattrs {
             // Labels are the host's policy, which gives them at mount.
-            if xattr::is_internal(name) {
-                continue;
-            }
-            let c_name = CString::new(name.as_slice())
-                .map_err(|_| Fault::Refused("an attribute's name holds NUL".into()))?;
-            match xattr::set(dir, base, &c_name, value) {
-                Ok(()) => {}
-                Err(e) if self.may_drop(name, e) => {}
-                Err(e) => {
-                    let text = TreePath(name.clone());
-                    let source = std::io::Error::new(
-                        std::io::Error::from(e).kind(),
-                        format!("attribute {text}: {e}"),
-                    );
-                    return Err(Error::io("set", path, source).into());
-                }
+            if !xattr::is_internal(name) {
+                self.set_xattr(dir, base, path, name, value)?;
             }
         }
         Ok(())
+    }
+
+    fn set_xattr(
+        &self,
+        dir: BorrowedFd<'_>,
+        base: &CStr,
+        path: &TreePath,
+        name: &[u8],
+        value: &[u8],
+    ) -> Outcome {
+        let key = CString::new(name)
+            .map_err(|_| Fault::Refused("an attribute's name holds NUL".to_string()))?;
+        match xattr::set(dir, base, &key, value) {
+            Err(e) if !self.may_drop(name, e) => {
+                let e = std::io::Error::from(e);
+                let text = format!("attribute {}: {e}", TreePath(name.to_vec()));
+                let source = std::io::Error::new(e.kind(), text);
+                Err(Error::io("set", path, source).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn may_drop(&self, name: &[u8], e: Errno) -> bool {

@@ -13,6 +13,7 @@
 mod create;
 mod dirs;
 mod fault;
+mod lowers;
 mod remove;
 mod whiteout;
 
@@ -22,13 +23,17 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Stat, Timespec, Timestamps, UTIME_OMIT, statat, utimensat};
+use rustix::fs::{
+    AtFlags, FileType, Stat, Statx, Timespec, Timestamps, UTIME_OMIT, readlinkat, statat, utimensat,
+};
 use rustix::io::Errno;
 
 use self::dirs::Dirs;
 use self::fault::{Fault, On, Outcome, refused};
+use self::lowers::Lowers;
 use super::names::{self, Meaning};
 use super::read::Reader;
+use super::walk::{file_type, open_dir};
 use super::{EntryHeader, EntryKind, Error, Form, IdMaps};
 use crate::tree::{Timestamp, TreePath};
 
@@ -68,9 +73,37 @@ pub fn apply(
     input: &mut dyn Read,
     options: &ApplyOptions,
 ) -> Result<Applied, Error> {
+    run(root, None, input, options)
+}
+
+/// The same for the own directory of a layer, `upper`, when the layers below it are known: `lowers`, the nearest first, in the same
+/// form. Directories that no entry names then look as they do below, deletions of what is not there leave nothing behind, and an
+/// opaque marker on the root works, which overlayfs has no form for.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_layer(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    input: &mut dyn Read,
+    options: &ApplyOptions,
+) -> Result<Applied, Error> {
+    run(upper, Some(lowers), input, options)
+}
+
+fn run(
+    root: BorrowedFd<'_>,
+    lowers: Option<&[BorrowedFd<'_>]>,
+    input: &mut dyn Read,
+    options: &ApplyOptions,
+) -> Result<Applied, Error> {
     let mut reader = Reader::new(input);
     let dirs = Dirs::new(root).map_err(|e| Error::io("open", &TreePath::root(), e))?;
-    let mut applier = Applier::new(dirs, options);
+    let lowers = lowers.map(|roots| Lowers {
+        form: options.form,
+        roots,
+    });
+    let mut applier = Applier::new(dirs, lowers, options);
     while let Some(entry) = reader.next_entry()? {
         applier.applied.entries += 1;
         applier
@@ -89,6 +122,8 @@ const MAX_LINKS: usize = 40;
 
 struct Applier<'a> {
     options: &'a ApplyOptions,
+    /// The layers below, where they are known and not part of the root.
+    lowers: Option<Lowers<'a>>,
     dirs: Dirs,
     applied: Applied,
     hashers: [RandomState; 2],
@@ -104,9 +139,10 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    fn new(dirs: Dirs, options: &'a ApplyOptions) -> Self {
+    fn new(dirs: Dirs, lowers: Option<Lowers<'a>>, options: &'a ApplyOptions) -> Self {
         Self {
             options,
+            lowers,
             dirs,
             applied: Applied::default(),
             hashers: [RandomState::new(), RandomState::new()],
@@ -146,11 +182,8 @@ impl<'a> Applier<'a> {
         if self.dirs.get(path).is_ok() {
             return Ok(Some(path.clone()));
         }
-        let mut todo: Vec<Vec<u8>> = Vec::new();
-        let push = |todo: &mut Vec<Vec<u8>>, path: &[u8]| {
-            todo.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
-        };
-        push(&mut todo, &path.0);
+        let mut todo = Vec::new();
+        push_parts(&mut todo, &path.0);
         let (mut at, mut links) = (TreePath::root(), 0);
         while let Some(part) = todo.pop() {
             match part.as_slice() {
@@ -162,48 +195,99 @@ impl<'a> Applier<'a> {
                 _ => {}
             }
             let child = at.join(&part);
-            match self.dirs.get(&child).map(drop) {
-                Ok(()) => at = child,
-                Err(e) => match Errno::from_io_error(&e) {
-                    Some(Errno::NOENT) if make => {
-                        self.implied_directory(&child, false)?;
-                        at = child;
+            match self.step(&child, make)? {
+                Step::Into => at = child,
+                Step::Nowhere => return Ok(None),
+                Step::Link(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return refused("too many symbolic links in its directories");
                     }
-                    Some(Errno::NOENT) => return Ok(None),
-                    Some(Errno::LOOP | Errno::NOTDIR) => match self.obstacle(&child)? {
-                        Obstacle::Link(target) => {
-                            links += 1;
-                            if links > MAX_LINKS {
-                                return refused("too many symbolic links in its directories");
-                            }
-                            if target.starts_with(b"/") {
-                                at = TreePath::root();
-                            }
-                            push(&mut todo, &target);
-                        }
-                        Obstacle::Whiteout if make => {
-                            self.clear(&child)?;
-                            self.implied_directory(&child, true)?;
-                            at = child;
-                        }
-                        Obstacle::Whiteout => return Ok(None),
-                        Obstacle::Other if make => {
-                            return refused(format!("{child} is not a directory"));
-                        }
-                        Obstacle::Other => return Ok(None),
-                    },
-                    _ => return Err(e).on("open", &child),
-                },
+                    if target.starts_with(b"/") {
+                        at = TreePath::root();
+                    }
+                    push_parts(&mut todo, &target);
+                }
             }
         }
         Ok(Some(at))
+    }
+
+    /// What the directory part `child`, whose own directories are real ones, leads to.
+    fn step(&mut self, child: &TreePath, make: bool) -> Outcome<Step> {
+        let Err(e) = self.dirs.get(child).map(drop) else {
+            return Ok(Step::Into);
+        };
+        let obstacle = match Errno::from_io_error(&e) {
+            Some(Errno::NOENT) => match self.below(child)? {
+                Some(Below::Link(target)) => return Ok(Step::Link(target)),
+                Some(Below::Other) => Obstacle::Other,
+                _ if make => {
+                    self.implied_directory(child, false)?;
+                    return Ok(Step::Into);
+                }
+                _ => return Ok(Step::Nowhere),
+            },
+            Some(Errno::LOOP | Errno::NOTDIR) => self.obstacle(child)?,
+            _ => return Err(e).on("open", child),
+        };
+        match obstacle {
+            Obstacle::Link(target) => Ok(Step::Link(target)),
+            Obstacle::Whiteout if make => {
+                self.clear(child)?;
+                self.implied_directory(child, true)?;
+                Ok(Step::Into)
+            }
+            Obstacle::Other if make => refused(format!("{child} is not a directory")),
+            _ => Ok(Step::Nowhere),
+        }
+    }
+
+    /// What the layers below show at `path`, which the layer itself does not have.
+    fn below(&self, path: &TreePath) -> Outcome<Option<Below<'a>>> {
+        let Some(lowers) = self.lowers else {
+            return Ok(None);
+        };
+        if self.is_hidden(path) {
+            return Ok(None);
+        }
+        let Some((number, st)) = lowers.look(path).on("look up below", path)? else {
+            return Ok(None);
+        };
+        let root = lowers.roots[number];
+        match file_type(&st) {
+            FileType::Directory => Ok(Some(Below::Dir(root, st))),
+            FileType::Symlink => {
+                let dir = open_dir(root, &path.parent().unwrap_or_default());
+                let dir = dir.on("open", path)?;
+                let target = readlinkat(&dir, &c_name(path), Vec::new()).on("read link", path)?;
+                Ok(Some(Below::Link(target.into_bytes())))
+            }
+            _ => Ok(Some(Below::Other)),
+        }
+    }
+
+    /// Whether this archive hid what the layers below have at `path`: by a deletion of it, or by an opaque directory above it.
+    fn is_hidden(&self, path: &TreePath) -> bool {
+        let mut at = path.clone();
+        if self.hidden.contains(&self.key(&at)) {
+            return true;
+        }
+        while let Some(above) = at.parent() {
+            let key = self.key(&above);
+            if self.opaque.contains(&key) || self.hidden.contains(&key) {
+                return true;
+            }
+            at = above;
+        }
+        false
     }
 
     /// What stands where a directory should.
     fn obstacle(&mut self, path: &TreePath) -> Outcome<Obstacle> {
         let base = c_name(path);
         let dir = self.holder(path)?;
-        match rustix::fs::readlinkat(dir, &base, Vec::new()) {
+        match readlinkat(dir, &base, Vec::new()) {
             Ok(target) => Ok(Obstacle::Link(target.into_bytes())),
             Err(Errno::INVAL) => {
                 let st = statat(dir, &base, AtFlags::SYMLINK_NOFOLLOW).on("examine", path)?;
@@ -252,6 +336,27 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// Adds the parts of a path, the first one last.
+fn push_parts(todo: &mut Vec<Vec<u8>>, path: &[u8]) {
+    todo.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
+}
+
+/// Where a part of a directory's name leads.
+enum Step {
+    Into,
+    Link(Vec<u8>),
+    Nowhere,
+}
+
+/// What a layer below has.
+#[allow(clippy::large_enum_variant)] // One lives at a time, on the stack.
+enum Below<'a> {
+    Dir(BorrowedFd<'a>, Statx),
+    Link(Vec<u8>),
+    Other,
+}
+
+/// What stands where a directory should.
 enum Obstacle {
     Link(Vec<u8>),
     Whiteout,
@@ -288,6 +393,3 @@ fn check_xattrs(entry: &EntryHeader) -> Outcome {
     }
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

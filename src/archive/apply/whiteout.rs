@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::fault::{On, Outcome, refused};
 use super::remove::Spare;
-use super::{Applier, c_name};
+use super::{Applier, Below, c_name};
 use crate::archive::Form;
 use crate::archive::names::{OPAQUE_MARKER, WHITEOUT_PREFIX};
 use crate::sys::xattr;
@@ -50,11 +50,28 @@ impl Applier<'_> {
         if self.opaque.contains(&self.key(&dir)) {
             return Ok(());
         }
-        if dir.is_root() && matches!(self.options.form, Form::Overlay | Form::OverlayUser) {
-            return refused("overlayfs cannot keep an opaque marker on the root of a layer");
+        let overlay = matches!(self.options.form, Form::Overlay | Form::OverlayUser);
+        if dir.is_root() && overlay {
+            return self.opaque_root();
         }
         self.empty(&dir, Spare::Made)?;
         self.mark_opaque(&dir)
+    }
+
+    /// overlayfs always merges the root, so everything that shows there is deleted one by one.
+    fn opaque_root(&mut self) -> Outcome {
+        let Some(lowers) = self.lowers else {
+            return refused("the root cannot be opaque where the layers below are not known");
+        };
+        let root = TreePath::root();
+        let names = lowers.root_names().on("list", &root)?;
+        self.empty(&root, Spare::Made)?;
+        for name in names {
+            self.whiteout(&TreePath(name))?;
+        }
+        // Only now: under an opaque directory no whiteout is kept.
+        self.opaque.insert(self.key(&root));
+        Ok(())
     }
 
     /// The directory that a deletion acts in; none when that directory is itself deleted or is no directory.
@@ -71,7 +88,14 @@ impl Applier<'_> {
         let mut above = dir.clone();
         while let Some(up) = above.parent() {
             if let Some(real) = self.directory(&up, false)? {
-                let there = self.stat(&real.join(above.base()))?;
+                let real = real.join(above.base());
+                // Where the layers below are known and show no directory here, there is nothing to delete in it.
+                let below = self.below(&real)?;
+                if self.lowers.is_some() && !matches!(below, Some(Below::Dir(..) | Below::Link(_)))
+                {
+                    return Ok(None);
+                }
+                let there = self.stat(&real)?;
                 return if there.is_some() {
                     Ok(None)
                 } else {
@@ -128,6 +152,11 @@ impl Applier<'_> {
                 return Ok(());
             }
             above = dir.parent();
+        }
+        if let Some(lowers) = self.lowers
+            && lowers.look(path).on("look up below", path)?.is_none()
+        {
+            return Ok(());
         }
         let base = c_name(path);
         let dir = self.holder(path)?.as_fd();

@@ -1,1 +1,0 @@
-//! Applying through the public face.
