@@ -165,7 +165,7 @@ fn entry_differences(expected: &Entry, found: &Entry, how: &Compare) -> Vec<Stri
     let ignored = how.ignore_mtime || (how.ignore_dir_mtime && expected.kind == Kind::Dir);
     if !ignored {
         let cut = |t: Option<Timestamp>| t.map(|t| how.resolution.cut(t));
-        let print = |t: Timestamp| format!("{}.{:09}", t.secs, t.nanos);
+        let print = |t: Timestamp| t.to_string();
         differ(
             cut(expected.mtime),
             cut(found.mtime),

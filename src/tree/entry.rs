@@ -101,6 +101,17 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
+/// Printed as a number of seconds with nine decimals.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.secs < 0 && self.nanos > 0 {
+            let (secs, nanos) = (-(self.secs + 1), 1_000_000_000 - self.nanos);
+            return write!(f, "-{secs}.{nanos:09}");
+        }
+        write!(f, "{}.{:09}", self.secs, self.nanos)
+    }
+}
+
 /// A numeric owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {

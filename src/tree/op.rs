@@ -51,6 +51,27 @@ pub fn escape(bytes: &[u8]) -> String {
     }
 }
 
+fn parse_time(text: &str) -> Option<Timestamp> {
+    let (negative, text) = text.strip_prefix('-').map_or((false, text), |t| (true, t));
+    let (secs, frac) = text.split_once('.').unwrap_or((text, ""));
+    if frac.len() > 9 || !text.bytes().all(|b| b == b'.' || b.is_ascii_digit()) {
+        return None;
+    }
+    let (secs, nanos) = (
+        secs.parse::<i64>().ok()?,
+        format!("{frac:0<9}").parse::<u32>().ok()?,
+    );
+    Some(match (negative, nanos) {
+        (false, _) => Timestamp { secs, nanos },
+        (true, 0) => Timestamp { secs: -secs, nanos },
+        // Nanoseconds count forward.
+        (true, _) => Timestamp {
+            secs: -secs - 1,
+            nanos: 1_000_000_000 - nanos,
+        },
+    })
+}
+
 /// A scalar of the language: text on the surface, a checked value inside.
 macro_rules! scalar {
     ($(#[$doc:meta])* $name:ident($inner:ty), $describe:literal, $example:literal, |$s:ident| $parse:expr, |$v:ident| $print:expr) => {
@@ -149,15 +170,8 @@ scalar!(
 scalar!(
     /// A time: seconds since the epoch, with up to nine decimals.
     Time(Timestamp), "seconds since the epoch", "\"1700000000.123456789\"",
-    |s| {
-        let (secs, frac) = s.split_once('.').unwrap_or((s, ""));
-        let nanos = format!("{frac:0<9}");
-        match (secs.parse::<i64>(), nanos.parse::<u32>()) {
-            (Ok(secs), Ok(nanos)) if nanos < 1_000_000_000 && !frac.starts_with('+') => Ok(Timestamp { secs, nanos }),
-            _ => Err("a number with at most nine decimals".to_string()),
-        }
-    },
-    |v| format!("{}.{:09}", v.secs, v.nanos)
+    |s| parse_time(s).ok_or_else(|| "a number with at most nine decimals".to_string()),
+    |v| v.to_string()
 );
 scalar!(
     /// A number of bytes, with an optional binary suffix `k`, `M`, `G` or `T`.
@@ -458,5 +472,49 @@ verbs! {
         same_as: Option<String>,
         /// It must not be the inode remembered under this name.
         differs_from: Option<String>,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("0", 0, 0, "0.000000000")]
+    #[case("1700000000.5", 1_700_000_000, 500_000_000, "1700000000.500000000")]
+    #[case("-3", -3, 0, "-3.000000000")]
+    #[case("-5.25", -6, 750_000_000, "-5.250000000")]
+    #[case("-0.000000001", -1, 999_999_999, "-0.000000001")]
+    fn times_are_numbers(
+        #[case] text: &str,
+        #[case] secs: i64,
+        #[case] nanos: u32,
+        #[case] printed: &str,
+    ) {
+        let time: Time = text.parse().expect("a time");
+        assert_eq!(time.0, Timestamp { secs, nanos });
+        assert_eq!(time.to_string(), printed);
+    }
+
+    #[rstest]
+    #[case("1.0000000001")]
+    #[case("x")]
+    #[case("1.-5")]
+    #[case("--1")]
+    #[case("1.2.3")]
+    fn what_is_no_time_is_refused(#[case] text: &str) {
+        assert!(text.parse::<Time>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_and_times_survive_their_text(bytes: Vec<u8>, secs in -1i64 << 40..1 << 40, nanos in 0u32..1_000_000_000) {
+            let bytes = Bytes(bytes);
+            prop_assert_eq!(bytes.to_string().parse::<Bytes>(), Ok(bytes));
+            let time = Time(Timestamp { secs, nanos });
+            prop_assert_eq!(time.to_string().parse::<Time>(), Ok(time));
+        }
     }
 }

@@ -182,3 +182,81 @@ proptest! {
         }
     }
 }
+
+/// What the scenario allows to fail is taken as it happened; what nobody allowed is told.
+#[test]
+fn reality_is_followed() {
+    use rustix::io::Errno;
+    let list =
+        ops("[{dir: a}, {dir: b}, {rename: a, to: c, may-fail: [EXDEV]}, {rename: b, to: d}]");
+    let xdev = || Err(Errno::XDEV.into());
+    let mut model = Model::new();
+    let told = model.follow(&list, &[Ok(()), Ok(()), xdev(), xdev()]);
+    let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["operation 4: success expected, found: EXDEV"]);
+    let names: Vec<String> = model
+        .tree()
+        .entries
+        .keys()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(names, ["/", "a", "b"]);
+}
+
+#[test]
+fn what_depends_on_the_filesystem_is_not_predicted() {
+    let list = ops(&format!(
+        "[{{file: f}}, {{setxattr: f, name: user.big, value: {}}}, {{char: c, dev: '0:0'}}, {{truncate: f, size: 4T}}]",
+        "v".repeat(2000)
+    ));
+    let mut model = Model::new();
+    let doubts = |p: &Prediction| matches!(p, Prediction::Unpredicted(_));
+    let predictions = model.apply(&list);
+    assert_eq!(predictions[0], Prediction::Done);
+    assert!(predictions[1..].iter().all(doubts), "{predictions:?}");
+    assert_eq!(
+        model.tree().entries.len(),
+        2,
+        "what is in doubt changes nothing"
+    );
+    assert!(
+        model
+            .follow(&list[1..], &[Ok(()), Ok(()), Ok(())])
+            .is_empty()
+    );
+    let tree = model.tree();
+    let file = &tree.entries[&crate::tree::TreePath(b"f".to_vec())];
+    assert!(matches!(&file.kind, crate::tree::Kind::File(Some(c)) if c.size == 4 << 40));
+    assert_eq!(tree.entries.len(), 3);
+}
+
+#[test]
+fn times_are_learnt_and_then_kept() {
+    let list = ops("[{dir: d, mtime: '5'}, {file: d/f, text: x}]");
+    let (outcomes, found) = really(&std::env::temp_dir(), &list);
+    let mut model = Model::new();
+    model.follow(&list, &outcomes);
+    assert_eq!(
+        model
+            .tree()
+            .entries
+            .values()
+            .filter(|e| e.mtime.is_none())
+            .count(),
+        2
+    );
+    model.learn_times(&found);
+    let diff = compare(&model.tree(), &found, &Compare::default());
+    assert!(diff.is_empty(), "{diff}");
+    assert!(model.tree().entries.values().all(|e| e.mtime.is_some()));
+    model.apply(&ops("[{append: d/f, text: y}]"));
+    assert_eq!(
+        model
+            .tree()
+            .entries
+            .values()
+            .filter(|e| e.mtime.is_none())
+            .count(),
+        1
+    );
+}
