@@ -63,13 +63,20 @@ impl Vars {
                 )),
             };
         }
-        if let Some(text) = self.0.get(expression.as_str()) {
-            return text.scalar().map(str::to_string).ok_or_else(|| {
+        if let Some(named) = self.0.get(expression.as_str()) {
+            let text = named.scalar().ok_or_else(|| {
                 format!(
                     "expected text in `${{{expression}}}`, found {}",
-                    text.describe()
+                    named.describe()
                 )
-            });
+            })?;
+            if !text.contains("${") {
+                return Ok(text.to_string());
+            }
+            // A row's value may itself be an expression; one that names itself is not known in it.
+            let mut others = self.clone();
+            others.0.remove(expression.as_str());
+            return others.replace(text);
         }
         if let Some(at) = expression.rfind(['+', '-'])
             && let Some(base) = self.0.get(&expression[..at])
@@ -120,6 +127,8 @@ mod tests {
         v.set("c", "xy");
         v.set("n", 2);
         v.set("top-dir", "t");
+        v.set("long", "${repeat ${n} 5}");
+        v.set("loop", "${loop}");
         v
     }
 
@@ -129,6 +138,7 @@ mod tests {
     #[case("${i-1} ${i+10}", "2 13")]
     #[case("${repeat x 4}", "xxxx")]
     #[case("${repeat ${c} ${n}}", "xyxy")]
+    #[case("${long}", "22222")]
     #[case("${top-dir}", "t")]
     #[case("$${i} costs $5", "${i} costs $5")]
     fn replaces(#[case] text: &str, #[case] expected: &str) {
@@ -136,7 +146,11 @@ mod tests {
     }
 
     #[rstest]
-    #[case("${nope}", "unknown variable `${nope}`; here are: c, i, n, top-dir")]
+    #[case("${nope}", "unknown variable `${nope}`; here are: c, i, long, loop, n, top-dir")]
+    #[case(
+        "${loop}",
+        "unknown variable `${loop}`; here are: c, i, long, n, top-dir"
+    )]
     #[case("${i", "expected `}` after `${` in `${i`")]
     #[case("${c+1}", "expected numbers in `${c+1}`")]
     #[case("${repeat x}", "expected `${repeat TEXT N}`, found `${repeat x}`")]
