@@ -168,6 +168,25 @@ fn chains(#[case] length: u32, #[case] long: &str) {
     assert_eq!(mounts_below(&lab.home()).unwrap(), []);
 }
 
+/// Kernels from 6.8 on take lower directories one by one; that the probe finds it out is not left to chance.
+#[test]
+fn the_claimed_depth_is_the_kernels() {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let depth = lab().start().capabilities().max_depth.unwrap();
+    match version {
+        (6, 8..) | (7.., _) => assert_eq!(depth, 501),
+        (..=5, _) | (6, ..=4) => assert_eq!(depth, 129),
+        _ => assert!([129, 501].contains(&depth)),
+    }
+}
+
 #[test]
 fn ids_of_255_bytes_beyond_a_page() {
     let lab = lab();

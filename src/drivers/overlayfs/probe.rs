@@ -93,7 +93,6 @@ impl Probe<'_> {
                 self.backing
             ))
         })?;
-        support.lowerdir_plus = self.overlay(&support.options).lowerdir_plus_works();
         Ok(support)
     }
 
@@ -141,14 +140,22 @@ impl Probe<'_> {
         if user_xattr {
             options.push("userxattr");
         }
-        self.overlay(&options)
-            .mount(false)
-            .map_err(|e| self.refused(&e))?;
+        // Unmounting flushes the whole filesystem below, unless what was written may be lost, as here (Linux 5.10).
+        let mut trial = options.clone();
+        trial.push("volatile");
+        if self.overlay(&trial).mount(false).is_err() {
+            let mounted = self.overlay(&options).mount(false);
+            mounted.map_err(|e| self.refused(&e))?;
+        }
+        // Without an upper directory, which is in use now.
+        let mut below = self.overlay(&options);
+        below.upper = None;
+        let lowerdir_plus = below.lowerdir_plus_works();
         Ok(Support {
             backing: self.backing,
             options,
             user_xattr,
-            lowerdir_plus: false,
+            lowerdir_plus,
             native_diff: false,
             metacopy: false,
             dir_rename: false,
