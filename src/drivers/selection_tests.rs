@@ -138,7 +138,11 @@ fn an_empty_directory_is_no_state_and_an_unreadable_one_is() {
     fs::write(root.path().join("btrfs"), "not even a directory").unwrap();
     assert_eq!(registry(&[]).prior_drivers(root.path()), ["btrfs"]);
     fs::create_dir(root.path().join("overlay2")).unwrap();
-    fs::set_permissions(root.path().join("overlay2"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(
+        root.path().join("overlay2"),
+        fs::Permissions::from_mode(0o0),
+    )
+    .unwrap();
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = root.path().to_owned();
     let found = crate::sys::act_as(1234, 1234, move || registry(&[]).prior_drivers(&path)).unwrap();

@@ -146,7 +146,10 @@ mod tests {
     }
 
     #[rstest]
-    #[case("${nope}", "unknown variable `${nope}`; here are: c, i, long, loop, n, top-dir")]
+    #[case(
+        "${nope}",
+        "unknown variable `${nope}`; here are: c, i, long, loop, n, top-dir"
+    )]
     #[case(
         "${loop}",
         "unknown variable `${loop}`; here are: c, i, long, n, top-dir"
