@@ -20,3 +20,5 @@ pub mod graphtest;
 pub mod lab;
 pub mod sys;
 pub mod tree;
+
+pub use graphtest::harness;

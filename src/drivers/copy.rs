@@ -27,7 +27,7 @@ const MAX_THREADS: usize = 4;
 
 /// What becomes of regular files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Files {
+pub(crate) enum Files {
     /// They are copied: reflink, else copy_file_range(2), else read and written; holes stay holes.
     Copied,
     /// They get one more name.
@@ -39,7 +39,7 @@ pub(super) enum Files {
 ///
 /// # Errors
 /// The first failure; `to` then holds a part.
-pub(super) fn copy_tree(
+pub(crate) fn copy_tree(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     files: Files,

@@ -1,6 +1,6 @@
 //! The built-in drivers.
 
-mod copy;
+pub(crate) mod copy;
 mod home;
 pub mod overlay;
 pub mod overlay2;

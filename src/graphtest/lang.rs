@@ -68,7 +68,7 @@ impl Cx {
 
     /// The node, or the list or mapping that it names as a whole by `${name}`.
     pub fn resolve<'n>(&self, node: &'n Node) -> Cow<'n, Node> {
-        if let NodeKind::Scalar { text, plain: true } = &node.kind
+        if let NodeKind::Scalar { text, .. } = &node.kind
             && let Some(named) = self.vars.structure(text)
         {
             let kind = named.kind.clone();
@@ -176,10 +176,11 @@ pub(crate) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
         .map(|k| (distance(found, k), k))
         .filter(|(d, k)| *d <= 1 + k.len() / 4)
         .min();
-    let list = if known.is_empty() {
-        "none".to_string()
-    } else {
-        known.join(", ")
+    let list = match known.len() {
+        0 => "none".to_string(),
+        // A long list helps nobody.
+        n @ MANY.. => format!("{} and {} others", known[..3].join(", "), n - 3),
+        _ => known.join(", "),
     };
     match near {
         Some((_, near)) => format!(
@@ -188,6 +189,9 @@ pub(crate) fn unknown(what: &str, found: &str, known: &[&str]) -> String {
         None => format!("expected one of: {list}; found the unknown {what} `{found}`"),
     }
 }
+
+/// So many words are not listed.
+const MANY: usize = 60;
 
 /// Edit distance (Levenshtein), for short words.
 fn distance(a: &str, b: &str) -> usize {

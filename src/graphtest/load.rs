@@ -512,10 +512,8 @@ fn kebab(name: &str, line: u32, what: &str, cx: &mut Cx) {
 
 fn known_mutant(name: &str, line: u32, cx: &mut Cx) {
     if mutant::find(name).is_none() {
-        cx.wrong(
-            line,
-            format!("expected the name of a mutant (`graphtest list mutants`), found `{name}`"),
-        );
+        let known: Vec<&str> = mutant::ALL.iter().map(|m| m.name).collect();
+        cx.wrong(line, unknown("mutant", name, &known));
     }
 }
 

@@ -1,8 +1,10 @@
 //! The framework: scenario language, loading, selection, running, mutants, events, reports.
 
 mod builtin;
+pub mod engine;
 pub mod event;
 pub mod filter;
+pub mod harness;
 pub mod known;
 mod lang;
 pub mod load;
@@ -17,6 +19,7 @@ pub mod target;
 mod vars;
 mod yaml;
 
+pub use engine::{RunLimits, run_case};
 pub use event::Outcome;
 pub use lang::{At, OneOrMany, Turns};
 pub use load::{Library, LoadError, schema};

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::lang::{self, At, Cx, Fields, OneOrMany, Part, Turns, object, unknown};
 use super::scenario::Location;
 use super::yaml::{self, Node, NodeKind};
-use crate::archive::{Change, ChangeKind};
+use crate::archive::{Change, ChangeKind, manifest};
 use crate::graphdriver::ErrorClass;
 use crate::tree::op::{Bytes, Op, Path, Size};
 
@@ -178,30 +178,45 @@ impl Part for Pattern {
 
 /// An entry of an archive, as `archive:` and `diff:` state it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ArchiveEntry(pub serde_yaml::Value);
+pub struct ArchiveEntry {
+    /// The entry.
+    pub entry: manifest::Entry,
+    /// The keys that were given, which are those that `diff:` compares.
+    pub keys: Vec<String>,
+}
 
-const ENTRY_VERBS: &[&str] = &[
-    "file", "dir", "symlink", "hardlink", "char", "block", "fifo", "whiteout", "global", "raw",
-];
+impl ArchiveEntry {
+    /// Whether a key was given.
+    pub fn states(&self, key: &str) -> bool {
+        self.keys.iter().any(|k| k == key)
+    }
+}
 
 impl Part for ArchiveEntry {
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        let value = cx.value(node)?;
-        let verb = value.as_mapping().and_then(|m| m.keys().next()?.as_str());
-        match verb {
-            Some(verb) if ENTRY_VERBS.contains(&verb) => Some(Self(value)),
-            Some(verb) => {
-                cx.wrong(node.line, unknown("entry", verb, ENTRY_VERBS));
-                None
+        let node = cx.resolve(node);
+        let keys = match &node.kind {
+            NodeKind::Map(pairs) => pairs.iter().filter_map(|(k, _)| k.scalar()),
+            _ => {
+                cx.expected("an archive entry such as {file: a, text: x}", &node);
+                return None;
             }
-            None => {
-                cx.expected("an archive entry such as {file: a, text: x}", node);
-                None
-            }
-        }
+        };
+        let keys = keys.map(str::to_string).collect();
+        let entry = cx.serde(&node)?;
+        Some(Self { entry, keys })
     }
-    fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "object" })
+    fn schema(g: &mut SchemaGenerator) -> Schema {
+        g.subschema_for::<manifest::Entry>()
+    }
+}
+
+impl Part for manifest::End {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        cx.serde(node)
+    }
+    fn schema(g: &mut SchemaGenerator) -> Schema {
+        g.subschema_for::<Self>()
     }
 }
 
@@ -389,8 +404,8 @@ steps! {
         gzip: bool = "gzip",
         /// A manifest of `fixtures/` instead of entries.
         fixture: Option<String> = "fixture",
-        /// `none`: no end-of-archive blocks.
-        end: Option<String> = "end",
+        /// The blocks that end it: `two` (the default), `one` or `none`.
+        end: Option<manifest::End> = "end",
     };
     /// Applies an archive to a layer.
     Apply, ApplyStep, "apply" (/** The layer. */ id: String) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::drivers::registry;
-use crate::graphdriver::{Driver, InitOptions, Result};
+use crate::graphdriver::{Driver, InitOptions, Registry, Result};
 
 /// A way to make drivers of one kind. Scenarios never ask for its name; it is for reports.
 pub trait Target: Send + Sync + fmt::Debug {
@@ -17,6 +17,21 @@ pub trait Target: Send + Sync + fmt::Debug {
     /// # Errors
     /// The driver cannot run there, or an option is not known.
     fn init(&self, home: &Path, options: &[String]) -> Result<Arc<dyn Driver>>;
+
+    /// Chooses a driver of a registry as [`Registry::select`] does, for names as [`requested`](crate::graphdriver::requested) orders
+    /// them. Nothing but a target with a bug in the choice has a reason to do it otherwise.
+    ///
+    /// # Errors
+    /// As [`Registry::select`].
+    fn select(
+        &self,
+        registry: &Registry,
+        names: [&str; 3],
+        root: &Path,
+        init: &InitOptions,
+    ) -> Result<Arc<dyn Driver>> {
+        registry.select(&names, root, init)
+    }
 
     /// The built-in driver whose on-disk layout this one has, where it has one of them; scenarios that damage files need it.
     fn layout(&self) -> Option<&str> {

@@ -7,6 +7,7 @@ mod access;
 mod acl;
 mod follow;
 mod inode;
+mod layer;
 mod make;
 mod names;
 mod open;
@@ -15,7 +16,7 @@ mod resolve;
 mod tests;
 mod xattrs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -26,6 +27,7 @@ use super::{Entry, Tree, TreePath};
 
 pub use follow::Disagreement;
 use inode::{Inode, Node};
+pub use layer::ChildRules;
 use resolve::Follow;
 
 /// What an operation is to come to.
@@ -61,6 +63,8 @@ const ROOT: Ino = 0;
 pub struct Model {
     inodes: BTreeMap<Ino, Arc<Inode>>,
     next: Ino,
+    /// Inodes from a layer below whose names part when one of them is changed.
+    parting: BTreeSet<Ino>,
 }
 
 impl Default for Model {
@@ -91,6 +95,14 @@ struct Actor {
 }
 
 impl Actor {
+    /// Carries out what is known to have happened.
+    const CERTAIN: Self = Self {
+        uid: 0,
+        gid: 0,
+        capable: true,
+        known: Known::Success,
+    };
+
     fn of(op: &Op, known: Known) -> Self {
         match op.as_owner() {
             Some(owner) => Self {
@@ -138,6 +150,7 @@ impl Model {
         Self {
             inodes: BTreeMap::from([(ROOT, Arc::new(root))]),
             next: 1,
+            parting: BTreeSet::new(),
         }
     }
 

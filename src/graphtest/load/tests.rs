@@ -123,7 +123,7 @@ fn the_reference_names_every_verb() {
 )]
 #[case::archive(
     "  - archive: x\n    entries: [{fyle: a}]\n",
-    "found the unknown entry `fyle` (did you mean `file`?)"
+    "found the unknown key `fyle` (did you mean `file`?)"
 )]
 #[case::source(
     "  - archive: x\n",

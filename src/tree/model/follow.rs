@@ -47,6 +47,7 @@ impl Model {
     }
 
     fn follow_success(&mut self, op: &Op) -> Result<(), (String, String)> {
+        self.part_links(op);
         let mut prediction = self.step(op, Known::Nothing);
         if matches!(prediction, Prediction::Unpredicted(_)) {
             prediction = self.step(op, Known::Success);

@@ -1,0 +1,185 @@
+//! Running one case against one target: a fresh home, the steps, and the check that nothing is left behind.
+
+mod archives;
+mod call;
+mod content;
+mod differ;
+mod kill;
+mod layers;
+mod lifecycle;
+mod many;
+mod restart;
+mod select;
+mod state;
+mod tar_split;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::event::Outcome;
+use super::needs::Need;
+use super::outcome::{CaseReport, Failure, Progress};
+use super::requirement::Requirement;
+use super::scenario::Case;
+use super::step::{Action, Step};
+use super::target::Target;
+use crate::lab::Place;
+use crate::sys;
+
+use call::Fail;
+use world::World;
+
+/// How cases are run.
+#[derive(Clone, Debug, Default)]
+pub struct RunLimits {
+    /// Leave the directory of a failing case as it is, mounts included.
+    pub keep: bool,
+    /// Where the case says which step it is at.
+    pub progress: Arc<Progress>,
+    /// The requirements, for the sentences of a failure.
+    pub requirements: Arc<BTreeMap<String, Arc<Requirement>>>,
+}
+
+/// Runs a case against a target in a directory of its own below `place`, and removes that directory. The calling thread gets
+/// a umask and a working directory of its own.
+pub fn run_case(target: &dyn Target, place: &Place, case: &Case, limits: &RunLimits) -> CaseReport {
+    let started = Instant::now();
+    let mut report = CaseReport {
+        outcome: Outcome::Pass,
+        reason: None,
+        failure: None,
+        seconds: 0.0,
+        kept: None,
+    };
+    let skip = case
+        .needs
+        .iter()
+        .find_map(|n| n.unmet_by_place(&place.facts));
+    if skip.is_some() {
+        report.outcome = Outcome::Skip;
+        report.reason = skip;
+        return report;
+    }
+    let ended = sys::with_umask(0o022, || in_directory(target, place, case, limits))
+        .unwrap_or_else(|e| Ended::failed(Fail::new(format!("no umask of its own: {e}"))));
+    match ended.result {
+        Ok(None) => {}
+        Ok(Some(reason)) => {
+            report.outcome = Outcome::Skip;
+            report.reason = Some(reason);
+        }
+        Err(fail) => {
+            let failure = failure(case, fail, limits);
+            report.outcome = Outcome::Fail;
+            report.reason = Some(failure.summary().to_string());
+            report.failure = Some(failure);
+        }
+    }
+    report.kept = ended.kept;
+    report.seconds = started.elapsed().as_secs_f64();
+    report
+}
+
+fn failure(case: &Case, fail: Fail, limits: &RunLimits) -> Failure {
+    let (at, step) = fail
+        .place
+        .unwrap_or_else(|| (case.scenario.at.clone(), case.label()));
+    let requirements = case.scenario.proves.iter();
+    Failure {
+        at,
+        step,
+        detail: fail.detail,
+        requirements: requirements
+            .filter_map(|id| limits.requirements.get(id).cloned())
+            .collect(),
+    }
+}
+
+/// How it went: `Ok(Some(reason))` is a skip.
+struct Ended {
+    result: Result<Option<String>, Fail>,
+    kept: Option<PathBuf>,
+}
+
+impl Ended {
+    fn failed(fail: Fail) -> Self {
+        Self {
+            result: Err(fail),
+            kept: None,
+        }
+    }
+}
+
+/// Makes the case's directory, runs it there and removes it.
+fn in_directory(target: &dyn Target, place: &Place, case: &Case, limits: &RunLimits) -> Ended {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let dir = place.dir.join(format!("s{n}"));
+    if let Err(e) = std::fs::create_dir(&dir) {
+        let what = format!("no directory for the scenario: {}: {e}", dir.display());
+        return Ended::failed(Fail::new(what));
+    }
+    // A panic is the driver's, or the harness's; either way the rest of the run goes on.
+    let run = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        run_in(target, place, case, limits, &dir)
+    }));
+    let mut result = run.unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no text");
+        Err(Fail::new(format!("panicked: {text}")).or_at(limits.progress.now()))
+    });
+    if limits.keep && result.is_err() {
+        return Ended {
+            result,
+            kept: Some(dir),
+        };
+    }
+    if let Err(e) = state::remove_dir(&dir) {
+        let left = Fail::new(format!("the scenario's directory cannot be removed: {e}"));
+        result = result.and(Err(left));
+    }
+    Ended { result, kept: None }
+}
+
+fn run_in(
+    target: &dyn Target,
+    place: &Place,
+    case: &Case,
+    limits: &RunLimits,
+    dir: &std::path::Path,
+) -> Result<Option<String>, Fail> {
+    let mut world = World::new(target, place, &limits.progress, dir);
+    let mut steps: &[Step] = &case.steps;
+    if let Some((first, rest)) = steps.split_first()
+        && let Action::Home(home) = &first.action
+    {
+        limits.progress.set(&first.at, &first.text);
+        let started = world
+            .start_in(&home.name.0, &first.expect)
+            .map_err(|f| f.in_step(first))?;
+        if !started {
+            return Ok(None);
+        }
+        steps = rest;
+    } else {
+        world.start()?;
+    }
+    let claims = world.claims.clone();
+    let unmet = |n: &Need| n.unmet_by_driver(&claims, target.layout());
+    if let Some(reason) = case.needs.iter().find_map(unmet) {
+        world.end()?;
+        return Ok(Some(reason));
+    }
+    let result = world.run(steps);
+    let ended = world.end();
+    // What went wrong first says more than what it left behind.
+    result.and(ended).map(|()| None)
+}

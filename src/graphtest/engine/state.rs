@@ -1,0 +1,74 @@
+//! The driver's home as a whole: what it held, whether it still does, taking it away.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::call::{Done, Fail};
+use crate::sys;
+use crate::tree::compare::{Compare, compare};
+use crate::tree::{ScanOptions, Tree, scan_path};
+
+/// Everything below a home at one moment, without what is mounted there.
+#[derive(Debug)]
+pub(crate) struct HomeState(Tree);
+
+impl HomeState {
+    /// Looks at a home.
+    pub fn of(home: &Path) -> Done<Self> {
+        let options = ScanOptions {
+            skip_at_root: Vec::new(),
+            ..ScanOptions::default()
+        };
+        match scan_path(home, &options) {
+            Ok(tree) => Ok(Self(tree)),
+            Err(e) => Err(Fail::new(format!("the driver's home cannot be read: {e}"))),
+        }
+    }
+
+    /// The home must still be so; only times of directories may move, since a call may have made and removed something in them.
+    pub fn compare(&self, home: &Path) -> Done {
+        let how = Compare {
+            ignore_dir_mtime: true,
+            ..Compare::default()
+        };
+        let diff = compare(&self.0, &Self::of(home)?.0, &how);
+        if diff.is_empty() {
+            return Ok(());
+        }
+        Err(Fail::lines(
+            "the driver's home is not as it was before:",
+            diff.lines(),
+        ))
+    }
+
+    /// Paths that are here and not there.
+    pub fn not_in(&self, other: &Self) -> Vec<String> {
+        let paths = self.0.entries.keys();
+        paths
+            .filter(|p| !other.0.entries.contains_key(*p))
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    /// How many files and directories there are.
+    pub fn len(&self) -> usize {
+        self.0.entries.len()
+    }
+}
+
+/// Takes every mount at or below `path` away, the last one first.
+pub(crate) fn unmount_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mounts = sys::mount::mounts_below(path)?;
+    let mut gone = Vec::new();
+    for mount in mounts.into_iter().rev() {
+        sys::mount::umount_detach(&mount.path)?;
+        gone.push(mount.path);
+    }
+    Ok(gone)
+}
+
+/// Removes a scenario's directory, with what is still mounted there.
+pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    unmount_below(dir)?;
+    sys::remove::remove_tree(dir)
+}

@@ -1,0 +1,256 @@
+//! What a scenario works on: the driver, its home, what is held, what the layers ought to hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::archives::Archive;
+use super::call::{Done, Fail, describe};
+use super::layers::Layers;
+use super::state;
+use crate::graphdriver::{Capabilities, Driver};
+use crate::graphtest::outcome::Progress;
+use crate::graphtest::step::{Action, Expect, Step};
+use crate::graphtest::target::Target;
+use crate::lab::Place;
+use crate::sys;
+use crate::tree::build::Inodes;
+use crate::tree::compare::{Compare, TimeResolution};
+
+/// The state of a running scenario, or of one thread of it.
+pub(crate) struct World<'a> {
+    pub target: &'a dyn Target,
+    pub place: &'a Place,
+    pub progress: &'a Progress,
+    /// The scenario's own directory.
+    pub dir: PathBuf,
+    /// The driver's home in it.
+    pub home: PathBuf,
+    /// The options of the driver that runs now.
+    pub options: Vec<String>,
+    /// The driver; `None` only between two.
+    pub running: Option<Arc<dyn Driver>>,
+    /// What it claims.
+    pub claims: Capabilities,
+    /// What each layer ought to hold.
+    pub layers: Layers,
+    /// How often each layer is held by `get:`.
+    pub held: BTreeMap<String, u32>,
+    /// The path that `get` gave for each layer since this driver was started.
+    pub paths: BTreeMap<String, PathBuf>,
+    /// Archives by name.
+    pub archives: BTreeMap<String, Arc<Archive>>,
+    /// Inodes that operations remember.
+    pub inodes: Inodes,
+    /// Layers that several threads touch now.
+    pub shared: BTreeSet<String>,
+    /// Whether other threads work on the same driver now.
+    pub concurrent: bool,
+    /// Counts scratch files; threads have a range each.
+    pub scratch: u64,
+}
+
+impl<'a> World<'a> {
+    /// A world without a driver.
+    pub fn new(
+        target: &'a dyn Target,
+        place: &'a Place,
+        progress: &'a Progress,
+        dir: &Path,
+    ) -> Self {
+        Self {
+            target,
+            place,
+            progress,
+            dir: dir.to_path_buf(),
+            home: dir.join("home"),
+            options: Vec::new(),
+            running: None,
+            claims: Capabilities::default(),
+            layers: Layers::default(),
+            held: BTreeMap::new(),
+            paths: BTreeMap::new(),
+            archives: BTreeMap::new(),
+            inodes: Inodes::default(),
+            shared: BTreeSet::new(),
+            concurrent: false,
+            scratch: 0,
+        }
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> Done<Arc<dyn Driver>> {
+        self.running
+            .clone()
+            .ok_or_else(|| Fail::new("no driver is running: the last one could not be started"))
+    }
+
+    /// Starts the first driver on a fresh home.
+    pub fn start(&mut self) -> Done {
+        self.make_home()?;
+        self.init(&Expect::default()).map(|_| ())
+    }
+
+    /// The same with a home of another name; `false` when the driver refuses it, as stated.
+    pub fn start_in(&mut self, name: &[u8], expect: &Expect) -> Done<bool> {
+        self.home = self.dir.join(std::ffi::OsStr::from_bytes(name));
+        self.make_home()?;
+        self.init(expect)
+    }
+
+    fn make_home(&self) -> Done {
+        std::fs::create_dir_all(&self.home)
+            .map_err(|e| Fail::new(format!("no home {}: {e}", self.home.display())))
+    }
+
+    /// Starts a driver on the home; `false` when that fails as stated.
+    pub fn init(&mut self, expect: &Expect) -> Done<bool> {
+        let started = self.target.init(&self.home, &self.options);
+        let Some(driver) = expect.judge("init", started)? else {
+            return Ok(false);
+        };
+        self.claims = driver.capabilities();
+        self.running = Some(driver);
+        self.paths.clear();
+        Ok(true)
+    }
+
+    /// Carries out steps one after the other.
+    pub fn run(&mut self, steps: &[Step]) -> Done {
+        for step in steps {
+            self.progress.set(&step.at, &step.text);
+            self.step(step).map_err(|f| f.in_step(step))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Done {
+        let expect = &step.expect;
+        match &step.action {
+            Action::Create(s) => self.create(s, expect),
+            Action::Remove(s) => self.remove(s, expect),
+            Action::Exists(s) => self.exists(s),
+            Action::Get(s) => self.get(s, expect),
+            Action::Put(s) => self.put(s, expect),
+            Action::Mounted(s) => self.mounted(s),
+            Action::Metadata(s) => self.metadata(s, expect),
+            Action::Status(s) => self.status(s),
+            Action::In(s) => self.operate(s, expect),
+            Action::Tree(s) => self.tree(s, expect),
+            Action::SameTree(s) => self.same_tree(s),
+            Action::Plain(s) => self.plain(s),
+            Action::Changes(s) => self.changes(s, expect),
+            Action::Diff(s) => self.diff(s, expect),
+            Action::Archive(s) => self.archive(s),
+            Action::Apply(s) => self.apply(s, expect),
+            Action::Size(s) => self.size(s, expect),
+            Action::RoundTrip(s) => self.round_trip(s),
+            Action::TarSplit(s) => self.tar_split(s),
+            Action::Chain(s) => self.chain(s, expect),
+            Action::Repeat(s) => self.repeat(s),
+            Action::Parallel(s) => self.parallel(s),
+            Action::Restart(s) => self.restart(s, expect),
+            Action::Cleanup(s) => self.cleanup(s, expect),
+            Action::Init(s) => self.init_again(s, expect),
+            Action::Umask(s) => {
+                // The thread has a umask of its own, which the end of the case puts back.
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(s.mask.0));
+                Ok(())
+            }
+            Action::Guard(s) => self.guard(s),
+            Action::Corrupt(s) => self.corrupt(s),
+            Action::Kill(s) => self.kill(s),
+            Action::Select(s) => self.select(s, expect),
+            Action::Home(_) => Err(Fail::new("`home:` is only for the first step")),
+        }
+    }
+
+    /// Gives back what is held, cleans up, and looks for mounts left behind.
+    pub fn end(&mut self) -> Done {
+        let Some(driver) = self.running.take() else {
+            return Ok(());
+        };
+        let place = |what: &str| self.progress.now().map(|(at, _)| (at, what.to_string()));
+        for (id, times) in std::mem::take(&mut self.held) {
+            for _ in 0..times {
+                driver.put(&id).map_err(|e| {
+                    Fail::new(format!(
+                        "put {id}: expected success, found: {}",
+                        describe(&e)
+                    ))
+                    .or_at(place("at the end: put what is held"))
+                })?;
+            }
+        }
+        driver.cleanup().map_err(|e| {
+            Fail::new(format!("expected success, found: {}", describe(&e)))
+                .or_at(place("at the end: cleanup"))
+        })?;
+        drop(driver);
+        self.no_mounts_left()
+            .map_err(|f| f.or_at(place("at the end: after put and cleanup")))
+    }
+
+    /// No mount may be left below the home.
+    pub fn no_mounts_left(&self) -> Done {
+        let left = sys::mount::mounts_below(&self.home)
+            .map_err(|e| Fail::new(format!("the mount table cannot be read: {e}")))?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let lines = left
+            .iter()
+            .map(|m| format!("{} on {}", m.fs_type, self.short(&m.path)));
+        Err(Fail::lines(
+            format!(
+                "expected no mount below the driver's home, found {}:",
+                left.len()
+            ),
+            lines,
+        ))
+    }
+
+    /// A path as a person wants to read it: relative to the scenario's directory.
+    pub fn short(&self, path: &Path) -> String {
+        path.strip_prefix(&self.dir)
+            .unwrap_or(path)
+            .display()
+            .to_string()
+    }
+
+    /// A fresh path in the scenario's directory, beside the home.
+    pub fn scratch_path(&mut self, what: &str) -> PathBuf {
+        self.scratch += 1;
+        self.dir.join(format!("{what}-{}", self.scratch))
+    }
+
+    /// How trees are compared on this backing.
+    pub fn comparison(&self) -> Compare {
+        Compare {
+            resolution: match self.place.facts.time_step_nanos {
+                1 => TimeResolution::Nanos,
+                2..=1000 => TimeResolution::Micros,
+                _ => TimeResolution::Secs,
+            },
+            ..Compare::default()
+        }
+    }
+
+    /// Takes mounts away and forgets the driver as a crash would: nothing is given back by it.
+    pub fn abandon(&mut self) {
+        if let Some(driver) = self.running.take() {
+            // A crash runs no destructor.
+            std::mem::forget(driver);
+        }
+        self.held.clear();
+        self.paths.clear();
+    }
+
+    /// Unmounts everything below the home; for the harness's own use between two tries.
+    pub fn unmount_home(&self) -> Done {
+        state::unmount_below(&self.home)
+            .map(|_| ())
+            .map_err(|e| Fail::new(format!("the home cannot be unmounted: {e}")))
+    }
+}
