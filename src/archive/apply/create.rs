@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::fault::{Fault, On, Outcome, refused};
-use super::{Applier, Below, c_name, timestamps};
+use super::{Applier, Below, Missing, c_name, timestamps};
 use crate::archive::read::Reader;
 use crate::archive::walk::open_dir;
 use crate::archive::{EntryHeader, EntryKind, Error, Extent, names};
@@ -52,7 +52,7 @@ impl Applier<'_> {
             }
             _ => Rdev::default(),
         };
-        let Some(dir) = self.directory(&name.parent().unwrap_or_default(), true)? else {
+        let Some(dir) = self.directory(&name.parent().unwrap_or_default(), Missing::Make)? else {
             return refused("its directory cannot be made");
         };
         let path = dir.join(name.base());
@@ -231,7 +231,7 @@ impl Applier<'_> {
             return refused("a hard link to the root");
         };
         let missing = || Fault::Refused(format!("the hard link's target {name} does not exist"));
-        let dir = self.directory(&dir, false)?.ok_or_else(missing)?;
+        let dir = self.directory(&dir, Missing::Leave)?.ok_or_else(missing)?;
         let target = dir.join(name.base());
         if target == *path || target.is_below(path) {
             return refused("a hard link to itself");

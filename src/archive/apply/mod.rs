@@ -176,9 +176,9 @@ impl<'a> Applier<'a> {
         self.made.contains(&self.key(path))
     }
 
-    /// Where the directory `path` really is, with symbolic links resolved inside the root. With `make`, directories that are
-    /// missing are made; otherwise, and where something that is no directory stands in the way, there is none.
-    fn directory(&mut self, path: &TreePath, make: bool) -> Outcome<Option<TreePath>> {
+    /// Where the directory `path` really is, with symbolic links resolved inside the root; `None` where it is
+    /// missing and not to be made.
+    fn directory(&mut self, path: &TreePath, missing: Missing) -> Outcome<Option<TreePath>> {
         if self.dirs.get(path).is_ok() {
             return Ok(Some(path.clone()));
         }
@@ -195,11 +195,14 @@ impl<'a> Applier<'a> {
                 _ => {}
             }
             let child = at.join(&part);
-            match self.step(&child, make)? {
+            match self.step(&child, missing)? {
                 Step::Into => at = child,
                 Step::Nowhere => return Ok(None),
                 Step::Link(target) => {
                     links += 1;
+                    if links > MAX_LINKS && missing != Missing::Make {
+                        return Ok(None);
+                    }
                     if links > MAX_LINKS {
                         return refused("too many symbolic links in its directories");
                     }
@@ -214,7 +217,7 @@ impl<'a> Applier<'a> {
     }
 
     /// What the directory part `child`, whose own directories are real ones, leads to.
-    fn step(&mut self, child: &TreePath, make: bool) -> Outcome<Step> {
+    fn step(&mut self, child: &TreePath, missing: Missing) -> Outcome<Step> {
         let Err(e) = self.dirs.get(child).map(drop) else {
             return Ok(Step::Into);
         };
@@ -222,23 +225,28 @@ impl<'a> Applier<'a> {
             Some(Errno::NOENT) => match self.below(child)? {
                 Some(Below::Link(target)) => return Ok(Step::Link(target)),
                 Some(Below::Other) => Obstacle::Other,
-                _ if make => {
-                    self.implied_directory(child, false)?;
-                    return Ok(Step::Into);
+                below => {
+                    let shown = below.is_some() || self.lowers.is_none();
+                    if missing == Missing::Make || (missing == Missing::MakeIfShown && shown) {
+                        self.implied_directory(child, false)?;
+                        return Ok(Step::Into);
+                    }
+                    return Ok(Step::Nowhere);
                 }
-                _ => return Ok(Step::Nowhere),
             },
             Some(Errno::LOOP | Errno::NOTDIR) => self.obstacle(child)?,
             _ => return Err(e).on("open", child),
         };
         match obstacle {
             Obstacle::Link(target) => Ok(Step::Link(target)),
-            Obstacle::Whiteout if make => {
+            Obstacle::Whiteout if missing == Missing::Make => {
                 self.clear(child)?;
                 self.implied_directory(child, true)?;
                 Ok(Step::Into)
             }
-            Obstacle::Other if make => refused(format!("{child} is not a directory")),
+            Obstacle::Other if missing == Missing::Make => {
+                refused(format!("{child} is not a directory"))
+            }
             _ => Ok(Step::Nowhere),
         }
     }
@@ -260,7 +268,7 @@ impl<'a> Applier<'a> {
             FileType::Symlink => {
                 let dir = open_dir(root, &path.parent().unwrap_or_default());
                 let dir = dir.on("open", path)?;
-                let target = readlinkat(&dir, &c_name(path), Vec::new()).on("read link", path)?;
+                let target = readlinkat(&dir, c_name(path), Vec::new()).on("read link", path)?;
                 Ok(Some(Below::Link(target.into_bytes())))
             }
             _ => Ok(Some(Below::Other)),
@@ -341,6 +349,17 @@ fn push_parts(todo: &mut Vec<Vec<u8>>, path: &[u8]) {
     todo.extend(path.split(|b| *b == b'/').rev().map(<[u8]>::to_vec));
 }
 
+/// What to do about a directory that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// Nothing.
+    Leave,
+    /// Make it; something else in its place is an error.
+    Make,
+    /// Make it if the layers below show it, or may show it.
+    MakeIfShown,
+}
+
 /// Where a part of a directory's name leads.
 enum Step {
     Into,
@@ -393,3 +412,6 @@ fn check_xattrs(entry: &EntryHeader) -> Outcome {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

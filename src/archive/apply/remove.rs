@@ -101,10 +101,9 @@ impl Applier<'_> {
         }
         self.dirs.forget(path);
         self.times.remove(path);
-        for set in [self.key(path)] {
-            self.made.remove(&set);
-            self.opaque.remove(&set);
-        }
+        let key = self.key(path);
+        self.made.remove(&key);
+        self.opaque.remove(&key);
         Ok(true)
     }
 

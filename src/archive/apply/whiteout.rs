@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::fault::{On, Outcome, refused};
 use super::remove::Spare;
-use super::{Applier, Below, c_name};
+use super::{Applier, Missing, c_name};
 use crate::archive::Form;
 use crate::archive::names::{OPAQUE_MARKER, WHITEOUT_PREFIX};
 use crate::sys::xattr;
@@ -25,8 +25,12 @@ impl Applier<'_> {
     /// `name` was deleted from the layers below.
     pub(super) fn whiteout(&mut self, name: &TreePath) -> Outcome {
         let dir = name.parent().unwrap_or_default();
-        let make = self.options.form != Form::Plain;
-        let Some(dir) = self.directory_unless_deleted(&dir, make)? else {
+        // Where nothing shows there is nothing to delete: a deletion makes no directories that are not there anyway.
+        let missing = match self.options.form {
+            Form::Plain => Missing::Leave,
+            _ => Missing::MakeIfShown,
+        };
+        let Some(dir) = self.directory(&dir, missing)? else {
             return Ok(());
         };
         let path = dir.join(name.base());
@@ -44,7 +48,7 @@ impl Applier<'_> {
 
     /// All that the layers below have in `name` was deleted.
     pub(super) fn opaque(&mut self, name: &TreePath) -> Outcome {
-        let Some(dir) = self.directory(name, true)? else {
+        let Some(dir) = self.directory(name, Missing::Make)? else {
             return Ok(());
         };
         if self.opaque.contains(&self.key(&dir)) {
@@ -72,39 +76,6 @@ impl Applier<'_> {
         // Only now: under an opaque directory no whiteout is kept.
         self.opaque.insert(self.key(&root));
         Ok(())
-    }
-
-    /// The directory that a deletion acts in; none when that directory is itself deleted or is no directory.
-    fn directory_unless_deleted(
-        &mut self,
-        dir: &TreePath,
-        make: bool,
-    ) -> Outcome<Option<TreePath>> {
-        let found = self.directory(dir, false)?;
-        if found.is_some() || !make {
-            return Ok(found);
-        }
-        // Missing is made so that the deletion can be kept; a whiteout or a file in the way means that nothing shows there.
-        let mut above = dir.clone();
-        while let Some(up) = above.parent() {
-            if let Some(real) = self.directory(&up, false)? {
-                let real = real.join(above.base());
-                // Where the layers below are known and show no directory here, there is nothing to delete in it.
-                let below = self.below(&real)?;
-                if self.lowers.is_some() && !matches!(below, Some(Below::Dir(..) | Below::Link(_)))
-                {
-                    return Ok(None);
-                }
-                let there = self.stat(&real)?;
-                return if there.is_some() {
-                    Ok(None)
-                } else {
-                    self.directory(dir, true)
-                };
-            }
-            above = up;
-        }
-        Ok(None)
     }
 
     /// Removes what stood at `path` before this archive.
