@@ -14,6 +14,8 @@
 //! | [`sys`] | kernel interfaces; the only module with `unsafe` |
 
 pub mod archive;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod drivers;
 pub mod graphdriver;
 pub mod graphtest;

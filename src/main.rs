@@ -1,2 +1,5 @@
 //! The `graphtest` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    graphtest::cli::main()
+}

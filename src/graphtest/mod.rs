@@ -13,6 +13,7 @@ pub mod needs;
 pub mod outcome;
 pub mod report;
 pub mod requirement;
+pub mod run;
 pub mod scenario;
 pub mod step;
 pub mod target;

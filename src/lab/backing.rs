@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::{Place, Register};
 use crate::sys::mount::{MountFlags, mount, mounts_below};
@@ -69,6 +70,10 @@ impl FromStr for Backing {
     }
 }
 
+/// How often, and after what pauses, giving back is tried.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// A place made for one cell.
 #[derive(Debug)]
 pub struct Provisioned {
@@ -86,7 +91,15 @@ impl Provisioned {
     /// # Errors
     /// What is left behind, in words.
     pub fn give_back(self, register: &Register) -> Result<(), String> {
-        register.give_back(&self.made)?;
+        // The thread of a scenario that was given up may still be making files; it ends when its home is gone.
+        let mut tries = 0;
+        while let Err(why) = register.give_back(&self.made) {
+            tries += 1;
+            if tries == TRIES {
+                return Err(why);
+            }
+            std::thread::sleep(PAUSE);
+        }
         let left = mounts_below(&self.made)
             .map_err(|e| format!("{}: list mounts: {e}", self.made.display()))?;
         match left.first() {

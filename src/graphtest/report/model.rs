@@ -237,6 +237,8 @@ impl Report {
                     cell.status = end.status;
                     cell.reason.clone_from(&end.reason);
                     cell.left.clone_from(&end.left);
+                    // Results come in as scenarios end; a report that can be compared with another has them in one order.
+                    cell.results.sort_by_cached_key(CaseResult::label);
                 }
             }
             Event::RunFinished { interrupted, .. } => self.complete = !interrupted,

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The gate: everything a change must pass. Runs every step even when one fails, and closes with the counts.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+logs=target/gate
+mkdir -p "$logs"
+results=()
+failed=0
+
+step() { # name, command...
+    local name=$1 status=0 began=$SECONDS
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    "$@" 2>&1 | tee "$logs/$name.log" || status=$?
+    if [ "$status" -ne 0 ]; then
+        failed=$((failed + 1))
+        results+=("FAIL  $name (status $status, $((SECONDS - began)) s)")
+    else
+        results+=("ok    $name ($((SECONDS - began)) s)")
+    fi
+}
+
+for tool in cargo cargo-fmt cargo-clippy; do
+    command -v "$tool" >/dev/null || { echo "gate: $tool is missing; install Rust with rustfmt and clippy (rustup.rs)"; exit 1; }
+done
+
+export INSTA_UPDATE=no CARGO_TERM_COLOR=never
+step format cargo fmt --check
+step clippy cargo clippy --all-targets --locked -- -D warnings
+step library cargo clippy --locked --no-default-features -- -D warnings
+step docs env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+step test cargo test --locked
+# Every built-in driver on every backing that this machine has; what must not be skipped stands in the list.
+step run cargo run --release --locked -- run --quiet --require ci/required.txt \
+    --report json="$logs/report.json" --report junit="$logs/report.xml"
+
+printf '\n== the gate\n'
+printf '%s\n' "${results[@]}"
+awk '/^test result:/ { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i-1); if ($i ~ /^failed/) f += $(i-1); if ($i ~ /^ignored/) s += $(i-1) } }
+    END { printf "tests: %d passed, %d failed, %d skipped\n", p, f, s }' "$logs/test.log"
+grep -h '^Summary: ' "$logs/run.log" | sed 's/^Summary/scenarios/'
+sed -n '/^Verdict:/,$p' "$logs/run.log"
+exit $((failed > 0))

@@ -1,0 +1,155 @@
+//! `graphtest run`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+
+use super::output::{Output, Volume, When};
+use super::select::{self, CellArgs, ScenarioArgs, Shard};
+use super::{setup, usage};
+use crate::graphtest::known::Known;
+use crate::graphtest::report::Wanted;
+use crate::graphtest::run::{Options, Required, Rules, Status, cpus, run};
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(flatten)]
+    scenarios: ScenarioArgs,
+    #[command(flatten)]
+    cells: CellArgs,
+    /// How many scenarios run at a time [default: one per processor]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// The time limit of one scenario
+    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_timeout)]
+    timeout: Duration,
+    /// How often each scenario is run
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Stop at the first failure
+    #[arg(long)]
+    fail_fast: bool,
+    /// Run only the I-th of N equal parts, counted from 1
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+    /// Run only what failed in an earlier run
+    #[arg(long, value_name = "RESULTS.json")]
+    failed: Option<PathBuf>,
+    /// Known results: a file, or a directory of *.yaml files
+    #[arg(long, value_name = "PATH")]
+    known: Option<PathBuf>,
+    /// Scenarios that must not be skipped: a file of globs, one a line, or `all`
+    #[arg(long, value_name = "PATH|all")]
+    require: Option<PathBuf>,
+    /// Write a report: json, junit, tap, html or text; repeatable
+    #[arg(long, value_name = "KIND=PATH")]
+    report: Vec<Wanted>,
+    /// Leave what failing scenarios made in place, and say where; `clean` gives it back
+    #[arg(long)]
+    keep: bool,
+    /// Print only failures and the summary
+    #[arg(long, short, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Print also when cells and scenarios begin
+    #[arg(long, short)]
+    verbose: bool,
+    /// Colour the output
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: When,
+    /// Show a progress bar
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    progress: When,
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(d) if !d.is_zero() => Ok(d),
+        Ok(_) => Err("must be more than nothing".to_string()),
+        Err(e) => Err(format!("{e}; expected a duration such as 90s or 5m")),
+    }
+}
+
+pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
+    // Everything that can be wrong with what was asked for comes first: then nothing was run.
+    let failed = args
+        .failed
+        .as_deref()
+        .map(super::report::read)
+        .transpose()?;
+    let rules = rules(args)?;
+    let library = select::library(&args.scenarios.suite)?;
+    let cases = select::cases(&library, &args.scenarios, args.shard)?;
+    let cells = select::cells(&args.cells, &cases, failed.as_ref())?;
+    let register = setup::register()?;
+    let (user, note) = setup::namespaces(args.keep);
+    if let Some(note) = note {
+        eprintln!("note: {note}");
+    }
+    setup::raise_open_files();
+    let stop = setup::interrupts()?;
+    let options = Options {
+        jobs: args.jobs.map_or_else(cpus, usize::from),
+        timeout: args.timeout,
+        repeat: args.repeat as usize,
+        fail_fast: args.fail_fast,
+        keep: args.keep,
+        user,
+        rules,
+        requirements: Arc::new(library.requirements),
+    };
+    let volume = match (args.quiet, args.verbose) {
+        (true, _) => Volume::Quiet,
+        (_, true) => Volume::Verbose,
+        _ => Volume::Normal,
+    };
+    let mut output = Output::new(&args.report, args.color, args.progress, volume);
+    let interrupted = run(
+        &cells,
+        &options,
+        &register,
+        &|| setup::interrupted(&stop),
+        &mut |event| output.tell(event),
+    );
+    let Some((report, written)) = output.finish() else {
+        anyhow::bail!("the run never began");
+    };
+    let left = register.close()?;
+    let kept = report.results().any(|(_, r)| r.kept.is_some());
+    if kept && !left.is_empty() {
+        eprintln!("note: `graphtest clean` gives back what was kept");
+    }
+    match Status::of(&report, interrupted) {
+        Status::Good | Status::Left if !written => Ok(Status::Harness),
+        status => Ok(status),
+    }
+}
+
+fn rules(args: &Args) -> anyhow::Result<Rules> {
+    let known = args
+        .known
+        .as_deref()
+        .map(Known::load)
+        .transpose()
+        .map_err(usage)?
+        .unwrap_or_default();
+    let required = match args.require.as_deref() {
+        None => Required::default(),
+        Some(path) if path.as_os_str() == "all" => Required::all().map_err(usage)?,
+        Some(path) => {
+            let said = |e: &dyn std::fmt::Display| usage(format!("{}: {e}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|e| said(&e))?;
+            Required::parse(&text).map_err(|e| said(&e))?
+        }
+    };
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "graphtest".to_string());
+    Ok(Rules {
+        known,
+        required,
+        program,
+        suites: args.scenarios.suite.clone(),
+    })
+}

@@ -1,0 +1,308 @@
+//! From what a case did to how it counts: known results, required scenarios, the `may` level.
+
+use std::path::PathBuf;
+
+use globset::{Glob, GlobMatcher};
+
+use crate::graphtest::event::{CaseResult, CellStart, Outcome};
+use crate::graphtest::known::Known;
+use crate::graphtest::{Case, CaseReport, Level};
+
+/// Scenarios that must not be skipped.
+#[derive(Clone, Debug, Default)]
+pub struct Required {
+    globs: Vec<GlobMatcher>,
+}
+
+impl Required {
+    /// None may be skipped.
+    ///
+    /// # Errors
+    /// Never: the glob is well-formed.
+    pub fn all() -> Result<Self, String> {
+        Self::parse("**")
+    }
+
+    /// Globs of scenario ids, one a line; `#` begins a comment.
+    ///
+    /// # Errors
+    /// A line is not a glob, with its number.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lines = text
+            .lines()
+            .enumerate()
+            .map(|(i, l)| (i + 1, l.split('#').next().unwrap_or("").trim()));
+        let globs = lines
+            .filter(|(_, glob)| !glob.is_empty())
+            .map(|(i, glob)| {
+                Glob::new(glob)
+                    .map(|g| g.compile_matcher())
+                    .map_err(|e| format!("line {i}: {e}"))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { globs })
+    }
+
+    fn has(&self, id: &str) -> bool {
+        self.globs.iter().any(|g| g.is_match(id))
+    }
+}
+
+/// What a result depends on beside the case itself.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// What is known to fail.
+    pub known: Known,
+    /// What must not be skipped.
+    pub required: Required,
+    /// The program as the person who runs it would call it, for the command that runs one result again.
+    pub program: String,
+    /// Scenario files other than the built-in ones.
+    pub suites: Vec<PathBuf>,
+}
+
+impl Rules {
+    /// Turns a case's report into its result.
+    pub fn judge(&self, cell: &CellStart, case: &Case, report: CaseReport) -> CaseResult {
+        let scenario = &case.scenario;
+        let id = scenario.id.to_string();
+        let (outcome, reason) = self.outcome(cell, case, &report);
+        let mut result = CaseResult {
+            requirements: scenario.proves.clone(),
+            level: scenario.level.name().to_string(),
+            outcome,
+            reason,
+            seconds: report.seconds,
+            case: case.name.clone(),
+            seed: None,
+            replay: Some(self.replay(cell, case)),
+            location: None,
+            detail: Vec::new(),
+            contract: Vec::new(),
+            kept: report.kept.map(|k| k.display().to_string()),
+            id,
+        };
+        if let Some(failure) = report.failure {
+            result.location = Some(failure.at.to_string());
+            // The first line is the reason.
+            result.detail = failure.detail.into_iter().skip(1).collect();
+            result.contract = vec![format!("{}: {}", scenario.proves.join(", "), scenario.must)];
+            result.contract.extend(
+                failure
+                    .requirements
+                    .iter()
+                    .map(|r| format!("{}: {}", r.id, r.text)),
+            );
+        }
+        result
+    }
+
+    fn outcome(
+        &self,
+        cell: &CellStart,
+        case: &Case,
+        report: &CaseReport,
+    ) -> (Outcome, Option<String>) {
+        let id = case.scenario.id.to_string();
+        let known = self.known.reason(cell, &id, &case.label());
+        let why = match &report.failure {
+            Some(failure) => Some(format!("{}: {}", failure.step, failure.summary())),
+            None => report.reason.clone(),
+        };
+        match (report.outcome, known) {
+            (Outcome::Fail, Some(known)) => (Outcome::XFail, Some(format!("known: {known}"))),
+            (Outcome::Pass, Some(known)) => (
+                Outcome::XPass,
+                Some(format!("passes although known to fail: {known}")),
+            ),
+            // Measured and shown, never counted against a driver.
+            (Outcome::Fail, None) if case.scenario.level == Level::May => (
+                Outcome::XFail,
+                Some(format!("may, and does not: {}", why.unwrap_or_default())),
+            ),
+            (Outcome::Skip, _) if self.required.has(&id) => (
+                Outcome::Fail,
+                Some(format!(
+                    "required here, but skipped: {}",
+                    why.unwrap_or_default()
+                )),
+            ),
+            (outcome, _) => (outcome, why),
+        }
+    }
+
+    /// The command that runs just this again.
+    fn replay(&self, cell: &CellStart, case: &Case) -> String {
+        let mut words = vec![self.program.clone(), "run".to_string()];
+        for suite in &self.suites {
+            words.extend(["--suite".to_string(), suite.display().to_string()]);
+        }
+        words.extend([
+            "--target".to_string(),
+            cell.target.clone(),
+            "--on".to_string(),
+            cell.backing.clone(),
+        ]);
+        words.push(case.label());
+        words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::graphtest::{Failure, Location, Scenario, ScenarioId};
+
+    fn case(level: Level) -> Case {
+        let at = Location {
+            file: "suites/life.yaml".into(),
+            line: 3,
+        };
+        Case {
+            scenario: Arc::new(Scenario {
+                id: ScenarioId("life/create".to_string()),
+                at,
+                proves: vec!["LIFE-1".to_string()],
+                level,
+                must: "It holds.".to_string(),
+                from: Vec::new(),
+                tags: Vec::new(),
+                catches: Vec::new(),
+            }),
+            name: Some("it's".to_string()),
+            needs: Vec::new(),
+            catches: Vec::new(),
+            steps: Vec::new().into(),
+        }
+    }
+
+    fn report(outcome: Outcome) -> CaseReport {
+        let at = Location {
+            file: "suites/life.yaml".into(),
+            line: 9,
+        };
+        let detail = vec!["mode".to_string(), "more".to_string()];
+        let failure = Failure {
+            at,
+            step: "tree: a".to_string(),
+            detail,
+            requirements: Vec::new(),
+        };
+        CaseReport {
+            outcome,
+            reason: (outcome == Outcome::Skip).then(|| "needs root".to_string()),
+            failure: (outcome == Outcome::Fail).then_some(failure),
+            seconds: 0.5,
+            kept: None,
+        }
+    }
+
+    fn rules(required: &str, known: &str) -> Rules {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("known.yaml");
+        let text = format!("- {{scenario: {known}, reason: why, link: x}}");
+        std::fs::write(&path, text).unwrap();
+        Rules {
+            known: Known::load(&path).unwrap(),
+            required: Required::parse(required).unwrap(),
+            program: "graphtest".to_string(),
+            suites: vec!["my suite.yaml".into()],
+        }
+    }
+
+    #[rstest]
+    #[case(Outcome::Pass, Level::Must, "", "none", Outcome::Pass, "")]
+    #[case(Outcome::Fail, Level::Must, "", "none", Outcome::Fail, "tree: a: mode")]
+    #[case(
+        Outcome::Fail,
+        Level::Should,
+        "",
+        "life/*",
+        Outcome::XFail,
+        "known: why (x)"
+    )]
+    #[case(
+        Outcome::Pass,
+        Level::Must,
+        "",
+        "life/*",
+        Outcome::XPass,
+        "passes although known to fail: why (x)"
+    )]
+    #[case(Outcome::Skip, Level::Must, "", "life/*", Outcome::Skip, "needs root")]
+    #[case(
+        Outcome::Fail,
+        Level::May,
+        "",
+        "none",
+        Outcome::XFail,
+        "may, and does not: tree: a: mode"
+    )]
+    #[case(
+        Outcome::Skip,
+        Level::Must,
+        "# all\nlife/cr*",
+        "none",
+        Outcome::Fail,
+        "required here, but skipped: needs root"
+    )]
+    #[case(
+        Outcome::Skip,
+        Level::Must,
+        "tree/*",
+        "none",
+        Outcome::Skip,
+        "needs root"
+    )]
+    fn results_count_as_they_should(
+        #[case] found: Outcome,
+        #[case] level: Level,
+        #[case] required: &str,
+        #[case] known: &str,
+        #[case] outcome: Outcome,
+        #[case] reason: &str,
+    ) {
+        let cell = CellStart {
+            target: "overlay2".to_string(),
+            backing: "dir".to_string(),
+            kernel: "6.1.0".to_string(),
+        };
+        let result = rules(required, known).judge(&cell, &case(level), report(found));
+        assert_eq!(
+            (result.outcome, result.reason.as_deref().unwrap_or("")),
+            (outcome, reason)
+        );
+        let again = "graphtest run --suite 'my suite.yaml' --target overlay2 --on dir 'life/create#it'\\''s'";
+        assert_eq!(result.replay.as_deref(), Some(again));
+        if found == Outcome::Fail {
+            assert_eq!(result.location.as_deref(), Some("suites/life.yaml:9"));
+            assert_eq!(
+                (result.detail, result.contract),
+                (
+                    vec!["more".to_string()],
+                    vec!["LIFE-1: It holds.".to_string()]
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_bad_line_of_required_scenarios_is_named() {
+        assert!(Required::parse("ok\na[").unwrap_err().starts_with("line 2"));
+        assert!(Required::all().unwrap().has("any/thing"));
+    }
+}

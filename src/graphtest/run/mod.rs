@@ -1,0 +1,334 @@
+//! Running: cells are provisioned, their scenarios carried out in parallel, every result judged and told as an event, and
+//! everything given back.
+
+mod judge;
+mod schedule;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+pub use judge::{Required, Rules};
+pub use status::Status;
+
+use super::engine::{RunLimits, run_case};
+use super::event::{CellEnd, CellStart, CellStatus, Event, Host, Outcome, RunStart};
+use super::{Case, CaseReport, Failure, Progress, Requirement, Target};
+use crate::graphdriver::Capability;
+use crate::lab::{Backing, Place, Provisioned, Register, provision};
+use crate::sys::remove::remove_tree;
+use schedule::{Limits, Turn};
+
+/// A cell to be run.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// What is tested.
+    pub target: Arc<dyn Target>,
+    /// What its homes live on.
+    pub backing: Backing,
+    /// Asked for by name: then it is an error that it cannot run, otherwise a skip.
+    pub named: bool,
+    /// What runs in it, in order.
+    pub cases: Vec<Arc<Case>>,
+}
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many scenarios at a time.
+    pub jobs: usize,
+    /// For one scenario.
+    pub timeout: Duration,
+    /// How often each scenario is run.
+    pub repeat: usize,
+    /// Stop at the first result that counts against a driver.
+    pub fail_fast: bool,
+    /// Leave what failing scenarios made in place.
+    pub keep: bool,
+    /// Whose rights the run has, for the report.
+    pub user: String,
+    /// How results are judged.
+    pub rules: Rules,
+    /// The contract, for the sentences that failures show.
+    pub requirements: Arc<BTreeMap<String, Arc<Requirement>>>,
+}
+
+/// A case in a cell.
+struct Job {
+    cell: usize,
+    place: Arc<Place>,
+    target: Arc<dyn Target>,
+    case: Arc<Case>,
+}
+
+/// Runs all cells and tells `tell` everything that happens, in order. Returns whether it was interrupted: `stop` turned true.
+///
+/// Everything made is given back at the end, except for what [`Options::keep`] keeps and what the events say is left.
+pub fn run(
+    cells: &[Cell],
+    options: &Options,
+    register: &Register,
+    stop: &dyn Fn() -> bool,
+    tell: &mut dyn FnMut(&Event),
+) -> bool {
+    let starts: Vec<CellStart> = cells.iter().map(Cell::start).collect();
+    tell(&Event::RunStarted(RunStart {
+        tool: format!("graphtest {}", env!("CARGO_PKG_VERSION")),
+        started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        seed: None,
+        host: host(&options.user),
+        cells: starts.clone(),
+    }));
+    let mut session = Session {
+        cells,
+        starts,
+        options,
+        register,
+        tell,
+        made: cells.iter().map(|_| None).collect(),
+        open: vec![0; cells.len()],
+        kept: BTreeSet::new(),
+        left: Vec::new(),
+    };
+    let jobs = session.begin(stop);
+    let planned: Vec<(usize, Arc<Case>)> =
+        jobs.iter().map(|j| (j.cell, Arc::clone(&j.case))).collect();
+    let keep = options.keep;
+    let requirements = Arc::clone(&options.requirements);
+    let work = Arc::new(move |job: &Job, progress: &Arc<Progress>| {
+        let limits = RunLimits {
+            keep,
+            progress: Arc::clone(progress),
+            requirements: Arc::clone(&requirements),
+        };
+        run_case(job.target.as_ref(), &job.place, &job.case, &limits)
+    });
+    let limits = Limits {
+        threads: options.jobs,
+        timeout: options.timeout,
+        stop,
+    };
+    schedule::run(jobs, &limits, work, |job, turn| {
+        session.take(planned[job].0, &planned[job].1, turn)
+    });
+    for cell in 0..cells.len() {
+        session.give_back(cell);
+    }
+    let interrupted = stop();
+    let left = std::mem::take(&mut session.left);
+    (session.tell)(&Event::RunFinished { interrupted, left });
+    interrupted
+}
+
+/// A run that is going on.
+struct Session<'a> {
+    cells: &'a [Cell],
+    starts: Vec<CellStart>,
+    options: &'a Options,
+    register: &'a Register,
+    tell: &'a mut dyn FnMut(&Event),
+    /// What was made for each cell and is not yet given back.
+    made: Vec<Option<Provisioned>>,
+    /// How many results of each cell are to come.
+    open: Vec<usize>,
+    /// Cells in which something is kept.
+    kept: BTreeSet<usize>,
+    left: Vec<String>,
+}
+
+impl Session<'_> {
+    /// Makes every cell ready, and lists what there is to do.
+    fn begin(&mut self, stop: &dyn Fn() -> bool) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for (i, cell) in self.cells.iter().enumerate() {
+            if stop() {
+                break;
+            }
+            let (provisioned, not_claimed) = match prepare(cell, self.register) {
+                Ok(ready) => ready,
+                Err(reason) => {
+                    let status = if cell.named {
+                        CellStatus::Error
+                    } else {
+                        CellStatus::Skipped
+                    };
+                    let end = CellEnd {
+                        status,
+                        reason: Some(reason),
+                        left: Vec::new(),
+                    };
+                    (self.tell)(&Event::CellFinished { cell: i, end });
+                    continue;
+                }
+            };
+            let filesystem = provisioned.filesystem.clone();
+            self.open[i] = cell.cases.len() * self.options.repeat;
+            (self.tell)(&Event::CellStarted {
+                cell: i,
+                filesystem,
+                not_claimed,
+                planned: self.open[i],
+            });
+            let place = Arc::new(provisioned.place.clone());
+            self.made[i] = Some(provisioned);
+            jobs.extend(
+                (0..self.options.repeat)
+                    .flat_map(|_| &cell.cases)
+                    .map(|case| Job {
+                        cell: i,
+                        place: Arc::clone(&place),
+                        target: Arc::clone(&cell.target),
+                        case: Arc::clone(case),
+                    }),
+            );
+        }
+        jobs
+    }
+
+    /// Takes in what happened to a case; false when nothing more is to be begun.
+    fn take(&mut self, cell: usize, case: &Case, turn: Turn<CaseReport>) -> bool {
+        let timeout = self.options.timeout;
+        let report = match turn {
+            Turn::Started => {
+                (self.tell)(&Event::CaseStarted {
+                    cell,
+                    label: case.label(),
+                });
+                return true;
+            }
+            Turn::Abandoned => return true,
+            Turn::Ended(report) => report,
+            Turn::Panicked(message) => broken(
+                case,
+                format!("the harness panicked: {message}"),
+                Duration::ZERO,
+            ),
+            Turn::TimedOut(progress) => {
+                let within = humantime::format_duration(timeout);
+                let mut report = broken(case, format!("timed out after {within}"), timeout);
+                if let (Some(failure), Some((at, step))) = (&mut report.failure, progress.now()) {
+                    (failure.at, failure.step) = (at, step);
+                }
+                report
+            }
+        };
+        if report.kept.is_some() {
+            self.kept.insert(cell);
+        }
+        let result = self.options.rules.judge(&self.starts[cell], case, report);
+        let go_on = !(self.options.fail_fast && result.outcome.is_bad());
+        (self.tell)(&Event::CaseFinished { cell, result });
+        self.open[cell] -= 1;
+        if self.open[cell] == 0 {
+            self.give_back(cell);
+        }
+        go_on
+    }
+
+    /// Gives back what was made for a cell, once.
+    fn give_back(&mut self, cell: usize) {
+        let Some(made) = self.made[cell].take() else {
+            return;
+        };
+        let mut end = CellEnd {
+            status: CellStatus::Ran,
+            reason: None,
+            left: Vec::new(),
+        };
+        if !self.kept.contains(&cell) {
+            end.left.extend(made.give_back(self.register).err());
+        }
+        self.left.extend(end.left.iter().cloned());
+        (self.tell)(&Event::CellFinished { cell, end });
+    }
+}
+
+impl Cell {
+    fn start(&self) -> CellStart {
+        CellStart {
+            target: self.target.name().to_string(),
+            backing: self.backing.to_string(),
+            kernel: kernel(),
+        }
+    }
+}
+
+/// The running kernel's release.
+pub fn kernel() -> String {
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// How many processors this process may use.
+pub fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn host(user: &str) -> Host {
+    let arch = rustix::system::uname()
+        .machine()
+        .to_string_lossy()
+        .into_owned();
+    Host {
+        kernel: kernel(),
+        arch,
+        cpus: cpus(),
+        user: user.to_string(),
+    }
+}
+
+/// Makes a cell's place and starts its driver once. Returns the place and the capabilities that the driver does not claim.
+///
+/// # Errors
+/// Why the cell cannot run here.
+pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Vec<String>), String> {
+    let provisioned = provision(&cell.backing, register).map_err(|e| e.to_string())?;
+    match start_once(cell.target.as_ref(), &provisioned.place.dir) {
+        Ok(not_claimed) => Ok((provisioned, not_claimed)),
+        Err(why) => {
+            let left = provisioned
+                .give_back(register)
+                .err()
+                .map(|l| format!("; left behind: {l}"));
+            Err(why + &left.unwrap_or_default())
+        }
+    }
+}
+
+/// Starts the driver on a home of its own, asks for its claims, and takes the home away again.
+fn start_once(target: &dyn Target, dir: &Path) -> Result<Vec<String>, String> {
+    let home = dir.join("start");
+    std::fs::create_dir(&home).map_err(|e| format!("{}: {e}", home.display()))?;
+    let claims = target
+        .init(&home, &[])
+        .and_then(|driver| driver.cleanup().map(|()| driver.capabilities()))
+        .map_err(|e| e.to_string());
+    let removed = remove_tree(&home).map_err(|e| format!("{}: remove: {e}", home.display()));
+    let claims = claims?;
+    removed?;
+    Ok(Capability::ALL
+        .iter()
+        .filter(|c| !claims.has(**c))
+        .map(|c| c.name().to_string())
+        .collect())
+}
+
+/// A failure that the engine could not report itself.
+fn broken(case: &Case, why: String, after: Duration) -> CaseReport {
+    CaseReport {
+        outcome: Outcome::Fail,
+        reason: Some(why.clone()),
+        failure: Some(Failure {
+            at: case.scenario.at.clone(),
+            step: case.label(),
+            detail: vec![why],
+            requirements: Vec::new(),
+        }),
+        seconds: after.as_secs_f64(),
+        kept: None,
+    }
+}
