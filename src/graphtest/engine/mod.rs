@@ -179,6 +179,9 @@ fn run_in(
         return Ok(Some(reason));
     }
     let result = world.run(steps);
+    if limits.keep && result.is_err() {
+        return result.map(|()| None);
+    }
     let ended = world.end();
     // What went wrong first says more than what it left behind.
     result.and(ended).map(|()| None)
