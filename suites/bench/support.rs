@@ -6,8 +6,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use graphtest::archive::{LayerStream, WriteOptions};
+use graphtest::graphdriver::{CreateOpts, Driver, InitOptions};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 
 /// A directory that is removed at the end: below `$GRAPHTEST_BENCH_DIR`, else in the system's place for temporary files. Numbers from a
@@ -143,4 +145,36 @@ pub fn drain(mut stream: impl io::Read) -> u64 {
             n => sum += n as u64,
         }
     }
+}
+
+/// Writes a tree as an archive.
+pub fn write_archive(tree: &Path, to: &Path) {
+    let stream = LayerStream::full(open_dir(tree).as_fd(), WriteOptions::default());
+    let mut file = File::create(to).expect("create");
+    io::copy(&mut stream.expect("open"), &mut file).expect("write");
+}
+
+/// Makes a directory, or makes it empty.
+pub fn empty_dir(path: &Path) {
+    if path.exists() {
+        fs::remove_dir_all(path).expect("what the last run made");
+    }
+    fs::create_dir(path).expect("mkdir");
+}
+
+/// A built-in driver with its home below `root`.
+pub fn driver(name: &str, root: &Path) -> Arc<dyn Driver> {
+    graphtest::drivers::registry()
+        .get_driver(name, root, &InitOptions::default())
+        .expect("the driver can run here")
+}
+
+/// Makes a layer without parent and fills it; gives its path.
+pub fn filled_layer(driver: &dyn Driver, id: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+    let opts = CreateOpts::default();
+    driver.create(id, None, &opts).expect("create");
+    let path = driver.get(id, "").expect("get");
+    fill(&path);
+    driver.put(id).expect("put");
+    path
 }

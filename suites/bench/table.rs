@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use graphtest::archive::{ChangesOptions, LayerStream, WriteOptions, changes_with};
+use graphtest::archive::{
+    ApplyOptions, ChangesOptions, LayerStream, WriteOptions, apply, changes_with,
+};
+use graphtest::graphdriver::CreateOpts;
 use graphtest::tree::Timestamp;
 
 /// Set for the child that does one piece of work; holds its name.
@@ -32,6 +35,13 @@ struct Contender {
     command: Box<dyn Fn() -> Command>,
     /// Undoes what the last run left.
     reset: Box<dyn Fn()>,
+}
+
+impl Contender {
+    fn reset_by(mut self, reset: impl Fn() + 'static) -> Self {
+        self.reset = Box::new(reset);
+        self
+    }
 }
 
 fn main() {
@@ -67,6 +77,9 @@ type MakeLine = fn(&str, &Path) -> Line;
 const LINES: &[(&str, MakeLine)] = &[
     ("write-20000-small-files", write_small),
     ("write-1-GiB-file", write_large),
+    ("apply-20000-small-files", apply_small),
+    ("apply-1-GiB-file", apply_large),
+    ("vfs-create-20000-small-files", vfs_create),
     ("changes-100000-equal", |name, at| {
         changes_line(name, at, true)
     }),
@@ -178,6 +191,16 @@ fn child(work: &str) {
                 out.write_all(&buffer[..n]).expect("write");
             }
         }
+        "apply" => {
+            let mut archive = std::fs::File::open(&args[0]).expect("open");
+            let root = support::open_dir(&args[1]);
+            apply(root.as_fd(), &mut archive, &ApplyOptions::default()).expect("apply");
+        }
+        "create" => {
+            let driver = support::driver("vfs", &args[0]);
+            let create = driver.create("child", Some("base"), &CreateOpts::default());
+            create.expect("create");
+        }
         "changes" => {
             let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
             let settled = args.get(2).map(|t| parse_time(&t.to_string_lossy()));
@@ -222,6 +245,58 @@ fn write_line(name: &str, at: &Path) -> Line {
         name: name.into(),
         ours: ours("write", vec![tree.clone()]),
         theirs: theirs("tar", ["-c".into(), "-C".into(), tree, ".".into()].into()),
+    }
+}
+
+fn apply_small(name: &str, at: &Path) -> Line {
+    support::make_tree(&at.join("tree"), 20_000, 1000);
+    apply_line(name, at)
+}
+
+fn apply_large(name: &str, at: &Path) -> Line {
+    std::fs::create_dir(at.join("tree")).expect("mkdir");
+    support::make_large_file(&at.join("tree/large"), LARGE);
+    apply_line(name, at)
+}
+
+/// Both unpack one archive into an empty directory of their own.
+fn apply_line(name: &str, at: &Path) -> Line {
+    let (archive, out) = (at.join("layer.tar"), at.join("out"));
+    support::write_archive(&at.join("tree"), &archive);
+    let reset = {
+        let out = out.clone();
+        move || support::empty_dir(&out)
+    };
+    let args = vec![
+        "-x".into(),
+        "-f".into(),
+        archive.clone(),
+        "-C".into(),
+        out.clone(),
+    ];
+    Line {
+        name: name.into(),
+        ours: ours("apply", vec![archive, out]).reset_by(reset.clone()),
+        theirs: theirs("tar", args).reset_by(reset),
+    }
+}
+
+fn vfs_create(name: &str, at: &Path) -> Line {
+    let driver = support::driver("vfs", at);
+    let base = support::filled_layer(driver.as_ref(), "base", |root| {
+        support::make_tree(root, 20_000, 1000);
+    });
+    let copy = at.join("copy");
+    let args = vec!["-a".into(), base, copy.clone()];
+    Line {
+        name: name.into(),
+        ours: ours("create", vec![at.into()])
+            .reset_by(move || driver.remove("child").expect("remove")),
+        theirs: theirs("cp", args).reset_by(move || {
+            if copy.exists() {
+                std::fs::remove_dir_all(&copy).expect("the last copy");
+            }
+        }),
     }
 }
 
