@@ -41,7 +41,8 @@ pub fn clean(name: &[u8]) -> Result<TreePath, String> {
             b"" | b"." => {}
             b".." => return Err("the name holds `..`".to_string()),
             _ if part.contains(&0) => return Err("the name holds NUL".to_string()),
-            _ if part.len() > NAME_MAX => {
+            // A whiteout is longer by its prefix than the name that it deletes, and is never made under its own name.
+            _ if part.strip_prefix(WHITEOUT_PREFIX).unwrap_or(part).len() > NAME_MAX => {
                 return Err(format!(
                     "a part of the name is longer than {NAME_MAX} bytes"
                 ));

@@ -367,8 +367,15 @@ pub(super) fn write_atomically(
     mode: u32,
 ) -> Result<()> {
     let failed = |op| move |e: Errno| Error::io(op, name, e);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if content.is_empty() {
+        // A mark is whole once it has its name; a temporary one would stay behind when the process dies in between.
+        let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
+        fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"))?;
+        return rustix::fs::fsync(&file).map_err(failed("sync"));
+    }
     let temporary = format!(".{name}-{}", temporary_name(""));
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = flags | OFlags::EXCL;
     let written = openat(dir, &temporary, flags, Mode::from_raw_mode(mode))
         .map_err(failed("create"))
         .and_then(|file| {

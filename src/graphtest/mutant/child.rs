@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 
 use super::files::{
-    copy, copy_attributes, keeping_dir_time, lstat, remove_any, remove_xattr, restore_mtime,
+    Found, copy, copy_attributes, keeping_dir_time, lstat, remove_any, remove_xattr, restore_mtime,
     set_mtime, set_xattr, unshare, walk, xattrs,
 };
 use super::recipe::Layer;
@@ -274,10 +274,14 @@ pub(super) fn case_folded(root: &Path, _: &Layer<'_>) -> io::Result<()> {
 
 /// Names that are not UTF-8 get replacement characters.
 pub(super) fn name_not_utf8_replaced(root: &Path, _: &Layer<'_>) -> io::Result<()> {
-    for f in walk(root)? {
+    // The deepest first: what is above is copied with what it then holds, since not every driver can rename directories.
+    for f in walk(root)?.iter().rev() {
         if let Some(name) = f.path.file_name().filter(|n| n.to_str().is_none()) {
-            let to = f.path.with_file_name(name.to_string_lossy().as_ref());
-            keeping_dir_time(&f.path, || fs::rename(&f.path, &to))?;
+            copy(
+                &f.path,
+                &f.path.with_file_name(name.to_string_lossy().as_ref()),
+            )?;
+            keeping_dir_time(&f.path, || remove_any(&f.path))?;
         }
     }
     Ok(())
@@ -285,10 +289,8 @@ pub(super) fn name_not_utf8_replaced(root: &Path, _: &Layer<'_>) -> io::Result<(
 
 /// Names longer than 250 bytes are left out.
 pub(super) fn long_names_lost(root: &Path, _: &Layer<'_>) -> io::Result<()> {
-    for f in walk(root)?
-        .iter()
-        .filter(|f| f.path.file_name().is_some_and(|n| n.len() > 250))
-    {
+    let too_long = |f: &&Found| f.path.file_name().is_some_and(|n| n.len() > 250);
+    for f in walk(root)?.iter().rev().filter(too_long) {
         keeping_dir_time(&f.path, || remove_any(&f.path))?;
     }
     Ok(())

@@ -17,6 +17,7 @@ mod select;
 mod stream;
 mod table;
 mod tarball;
+mod target;
 mod transfer;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ use base::{Base, Bug, Mutated};
 
 pub use select::{SelectBug, select};
 pub use table::ALL;
+pub use target::MutatedTarget;
 
 /// One deliberate bug.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,108 @@
+//! The suite tested: every scenario must fail on each mutant that it names, over at least one built-in driver on which it runs.
+//!
+//! A trial is one scenario, or one row that names mutants of its own, with one mutant: `MUTANT::SUITE/SCENARIO#ROW`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use graphtest::graphtest::engine::{RunLimits, run_case};
+use graphtest::graphtest::event::Outcome;
+use graphtest::graphtest::load;
+use graphtest::graphtest::mutant::{self, MutatedTarget};
+use graphtest::graphtest::target::{Target, built_in};
+use graphtest::graphtest::{Case, Library};
+use graphtest::harness::{isolate, why_not};
+use graphtest::lab::Place;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// A mutant, and the cases of which at least one must fail on it.
+struct Hunt {
+    mutant: &'static mutant::Mutant,
+    label: String,
+    cases: Vec<Arc<Case>>,
+}
+
+fn hunts(library: &Library) -> Vec<Hunt> {
+    let named = |name: &String| mutant::find(name).expect("the loader knows all mutants");
+    let mut hunts = Vec::new();
+    for scenario in library.suites.iter().flat_map(|s| &s.scenarios) {
+        let cases: Vec<Arc<Case>> = library
+            .cases()
+            .filter(|c| c.scenario.id == scenario.id)
+            .cloned()
+            .collect();
+        for name in &scenario.catches {
+            let label = scenario.id.to_string();
+            hunts.push(Hunt {
+                mutant: named(name),
+                label,
+                cases: cases.clone(),
+            });
+        }
+        for case in &cases {
+            for name in &case.catches {
+                hunts.push(Hunt {
+                    mutant: named(name),
+                    label: case.label(),
+                    cases: vec![case.clone()],
+                });
+            }
+        }
+    }
+    hunts
+}
+
+/// Runs the cases on the mutant over each driver until one fails.
+fn hunt(hunt: &Hunt, targets: &[Arc<dyn Target>], place: &Place) -> Result<Completion, Failed> {
+    let (mut ran, mut skipped) = (0, None);
+    for target in targets {
+        let mutated = MutatedTarget::new(target.clone(), hunt.mutant);
+        for case in &hunt.cases {
+            let report = run_case(&mutated, place, case, &RunLimits::default());
+            match report.outcome {
+                Outcome::Fail => return Ok(Completion::Completed),
+                Outcome::Skip => skipped = report.reason,
+                _ => ran += 1,
+            }
+        }
+    }
+    if ran == 0 {
+        let why = skipped.unwrap_or_else(|| "no built-in driver can run here".to_string());
+        return Ok(Completion::ignored_with(why));
+    }
+    Err(format!(
+        "{ran} runs passed on a driver that is broken: {}",
+        hunt.mutant.about
+    )
+    .into())
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let library = match load::builtin() {
+        Ok(library) => library,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(3);
+        }
+    };
+    // What needs mounts is skipped without a namespace, and that is said with each trial.
+    let _ = isolate();
+    let dir = tempfile::Builder::new()
+        .prefix("graphtest-")
+        .tempdir()
+        .expect("a directory for homes");
+    let place = Place::probe(dir.path(), "dir").expect("the directory for homes can be probed");
+    let targets: Vec<Arc<dyn Target>> = built_in()
+        .into_iter()
+        .filter(|t| why_not(&**t, &place).is_none())
+        .collect();
+    let trials = hunts(&library).into_iter().map(|h| {
+        let (targets, place) = (targets.clone(), place.clone());
+        let name = format!("{}::{}", h.mutant.name, h.label);
+        Trial::ignorable_test(name, move || hunt(&h, &targets, &place))
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    drop(dir);
+    conclusion.exit_code()
+}
