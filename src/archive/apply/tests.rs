@@ -7,9 +7,11 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use rstest::rstest;
+use rustix::fs::{RenameFlags, renameat_with};
 
 use crate::archive::manifest::{Data, Entry, Manifest, What, to_bytes};
 use crate::archive::testing::{Overlay, open, place, scanned};
@@ -310,6 +312,42 @@ fn aufs_form_on_disk() {
             "h"
         ]
     );
+}
+
+/// Someone inside the layer swaps a directory for a link that leads out, as fast as the kernel goes, while entries are put into it.
+#[test]
+fn a_directory_swapped_for_a_link_leads_nowhere() {
+    let dir = place();
+    let [layer, victim] = ["layer", "victim"].map(|name| dir.path().join(name));
+    fs::create_dir_all(layer.join("d")).unwrap();
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("hello"), "stands").unwrap();
+    std::os::unix::fs::symlink("../victim", layer.join("ln")).unwrap();
+    let before = scanned(&victim);
+    let tar = archive(
+        "{entries: [{file: d/f%i, text: x, mode: '0777', times: 500}, {whiteout: d/.wh.hello}, {dir: d, mode: '0700'}]}",
+    );
+    let (root, done) = (open(&layer), AtomicBool::new(false));
+    let swaps = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0u32;
+            while !done.load(Ordering::Relaxed) {
+                let flags = RenameFlags::EXCHANGE;
+                renameat_with(&root, "d", &root, "ln", flags).unwrap();
+                swaps += 1;
+            }
+            swaps
+        });
+        for _ in 0..20 {
+            // What it comes to is a matter of chance; where it acts is not.
+            let _ = apply_to(&layer, &tar, &ApplyOptions::default());
+        }
+        done.store(true, Ordering::Relaxed);
+        swapper.join().unwrap()
+    });
+    assert!(swaps > 20, "only {swaps} swaps");
+    let diff = compare(&before, &scanned(&victim), &Compare::default());
+    assert!(diff.is_empty(), "{diff}");
 }
 
 // What follows is the property: an archive applied to a directory, and applied to a layer's own directory and seen through an overlay mount, both come to
