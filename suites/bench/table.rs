@@ -92,7 +92,12 @@ fn measure(line: &Line, rounds: usize) {
     let (mut ours, mut theirs, mut peak) = (Vec::new(), Vec::new(), 0);
     // The first round warms the caches and does not count.
     for round in 0..=rounds {
-        for (contender, times) in [(&line.ours, &mut ours), (&line.theirs, &mut theirs)] {
+        let mut turns = [(&line.ours, &mut ours), (&line.theirs, &mut theirs)];
+        if round % 2 == 1 {
+            // What one leaves to be written back, the next one waits for.
+            turns.reverse();
+        }
+        for (contender, times) in turns {
             (contender.reset)();
             let (time, memory) = run(&mut (contender.command)());
             if round > 0 {
