@@ -324,9 +324,13 @@ fn a_directory_swapped_for_a_link_leads_nowhere() {
     fs::write(victim.join("hello"), "stands").unwrap();
     std::os::unix::fs::symlink("../victim", layer.join("ln")).unwrap();
     let before = scanned(&victim);
-    let tar = archive(
-        "{entries: [{file: d/f%i, text: x, mode: '0777', times: 500}, {whiteout: d/.wh.hello}, {dir: d, mode: '0700'}]}",
-    );
+    // Between two entries in `d` another directory is used, so that `d` is opened anew for each.
+    let entries: String = (0..300)
+        .map(|i| format!("{{file: d/f{i}, text: x, mode: '0777'}}, {{file: e/f, text: x}}, "))
+        .collect();
+    let tar = archive(&format!(
+        "{{entries: [{entries}{{whiteout: d/.wh.hello}}]}}"
+    ));
     let (root, done) = (open(&layer), AtomicBool::new(false));
     let swaps = std::thread::scope(|scope| {
         let swapper = scope.spawn(|| {
