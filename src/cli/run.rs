@@ -19,11 +19,11 @@ pub(super) struct Args {
     scenarios: ScenarioArgs,
     #[command(flatten)]
     cells: CellArgs,
-    /// How many scenarios run at a time [default: one per processor]
+    /// How many scenarios run at a time [default: four per processor, since they wait for disks]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
     /// The time limit of one scenario
-    #[arg(long, value_name = "DUR", default_value = "60s", value_parser = parse_timeout)]
+    #[arg(long, value_name = "DUR", default_value = "3m", value_parser = parse_timeout)]
     timeout: Duration,
     /// How often each scenario is run
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
@@ -90,7 +90,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     setup::raise_open_files();
     let stop = setup::interrupts()?;
     let options = Options {
-        jobs: args.jobs.map_or_else(cpus, usize::from),
+        jobs: args.jobs.map_or_else(|| 4 * cpus(), usize::from),
         timeout: args.timeout,
         repeat: args.repeat as usize,
         fail_fast: args.fail_fast,

@@ -58,6 +58,8 @@ pub struct Options {
 /// A case in a cell.
 struct Job {
     cell: usize,
+    /// Its place among the jobs of its cell.
+    turn: usize,
     place: Arc<Place>,
     target: Arc<dyn Target>,
     case: Arc<Case>,
@@ -176,14 +178,18 @@ impl Session<'_> {
             jobs.extend(
                 (0..self.options.repeat)
                     .flat_map(|_| &cell.cases)
-                    .map(|case| Job {
+                    .enumerate()
+                    .map(|(turn, case)| Job {
                         cell: i,
+                        turn,
                         place: Arc::clone(&place),
                         target: Arc::clone(&cell.target),
                         case: Arc::clone(case),
                     }),
             );
         }
+        // Cells take turns: those that wait for a disk and those that do not fill each other's gaps.
+        jobs.sort_by_key(|job: &Job| job.turn);
         jobs
     }
 
