@@ -6,5 +6,5 @@ use graphtest::graphtest::target::built_in;
 use graphtest::harness::Harness;
 
 fn main() -> ExitCode {
-    Harness::of(built_in()).run()
+    Harness::of(built_in()).on_tmpfs().run()
 }

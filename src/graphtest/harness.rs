@@ -38,15 +38,17 @@ use super::load::{self, Library, LoadError};
 use super::requirement::Requirement;
 use super::scenario::{Case, Level};
 use super::target::{Factory, Target};
-use crate::graphdriver::{Driver, Result};
+use crate::graphdriver::{self, Driver};
 use crate::lab::Place;
 use crate::sys;
+use crate::sys::mount::{MountFlags, mount, umount_detach};
 
 /// Runs scenarios as trials.
 #[derive(Debug)]
 pub struct Harness {
     targets: Vec<Arc<dyn Target>>,
     dir: PathBuf,
+    tmpfs: bool,
     suites: Vec<PathBuf>,
 }
 
@@ -54,7 +56,10 @@ impl Harness {
     /// Tests the drivers that a factory makes.
     pub fn new(
         name: impl Into<String>,
-        factory: impl Fn(&Path, &[String]) -> Result<Arc<dyn Driver>> + Send + Sync + 'static,
+        factory: impl Fn(&Path, &[String]) -> graphdriver::Result<Arc<dyn Driver>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         Self::of([Arc::new(Factory::new(name, factory)) as Arc<dyn Target>])
     }
@@ -64,6 +69,7 @@ impl Harness {
         Self {
             targets: targets.into_iter().collect(),
             dir: std::env::temp_dir(),
+            tmpfs: false,
             suites: Vec::new(),
         }
     }
@@ -71,6 +77,12 @@ impl Harness {
     /// Homes are made below this directory; left out: the temporary directory.
     pub fn on(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = dir.into();
+        self
+    }
+
+    /// Homes are made on a tmpfs of their own, where one can be mounted.
+    pub fn on_tmpfs(mut self) -> Self {
+        self.tmpfs = true;
         self
     }
 
@@ -96,20 +108,13 @@ impl Harness {
 
     fn prepared(self, arguments: &Arguments) -> Result<ExitCode, String> {
         let library = self.library().map_err(|e| e.to_string())?;
-        let namespaces = isolate();
-        let dir = tempfile::Builder::new()
-            .prefix("graphtest-")
-            .tempdir_in(&self.dir)
-            .map_err(|e| format!("no directory for homes below {}: {e}", self.dir.display()))?;
-        let place = Place::probe(dir.path(), "dir")
-            .map_err(|e| format!("{} cannot be probed: {e}", dir.path().display()))?;
-        if let Err(why) = namespaces {
+        if let Err(why) = isolate() {
             eprintln!("note: {why}; what needs mounts is ignored");
         }
-        let trials = trials(&self.targets, &place, &library);
+        let homes = Homes::make(&self.dir, self.tmpfs)?;
+        let trials = trials(&self.targets, homes.place(), &library);
         let conclusion = libtest_mimic::run(arguments, trials);
-        dir.close()
-            .map_err(|e| format!("the homes are left behind: {e}"))?;
+        homes.close()?;
         Ok(conclusion.exit_code())
     }
 
@@ -119,6 +124,66 @@ impl Harness {
         } else {
             load::load_files(&self.suites)
         }
+    }
+}
+
+/// A directory for homes, removed in the end.
+#[derive(Debug)]
+pub struct Homes {
+    place: Place,
+    mounted: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Homes {
+    /// Makes a directory below `parent` and probes it; with `tmpfs`, one on a tmpfs of its own, where one can be mounted.
+    ///
+    /// # Errors
+    /// Nothing can be made there.
+    pub fn make(parent: &Path, tmpfs: bool) -> Result<Self, String> {
+        let wrong = |e: std::io::Error| format!("no homes below {}: {e}", parent.display());
+        let dir = tempfile::Builder::new()
+            .prefix("graphtest-")
+            .tempdir_in(parent)
+            .map_err(wrong)?;
+        let (at, none) = (dir.path(), MountFlags::empty());
+        let mounted =
+            tmpfs && mount(Path::new("graphtest"), at, "tmpfs", none, b"mode=0755").is_ok();
+        let backing = if mounted { "tmpfs" } else { "dir" };
+        match Place::probe(at, backing) {
+            Ok(place) => Ok(Self {
+                place,
+                mounted,
+                dir,
+            }),
+            Err(e) => {
+                if mounted {
+                    // The error of the probe says more than that of giving up.
+                    let _ = umount_detach(at);
+                }
+                Err(wrong(e))
+            }
+        }
+    }
+
+    /// The directory and what it can do.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// What is left behind.
+    pub fn close(self) -> Result<(), String> {
+        let path = self.dir.path().to_path_buf();
+        let gone = if self.mounted {
+            umount_detach(&path)
+        } else {
+            Ok(())
+        };
+        gone.and_then(|()| self.dir.close())
+            .map_err(|e| format!("{} is left behind: {e}", path.display()))
     }
 }
 

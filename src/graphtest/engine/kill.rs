@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
+
 use super::call::{Done, Fail};
 use super::layers::Layers;
 use super::lifecycle::open_dir;
@@ -18,6 +20,11 @@ use crate::tree::compare;
 
 /// More system calls than any sensible step makes.
 const MAX_CALLS: u64 = 5_000;
+
+/// A child that another thread's lock at the moment of the fork keeps waiting for ever (std has one for starting threads) is
+/// given up after so many seconds, and forked again so many times.
+const PATIENCE: u32 = 15;
+const TRIES: u32 = 3;
 
 /// What every try starts from and must come to.
 struct Crash<'s> {
@@ -89,7 +96,14 @@ impl World<'_> {
     fn crash_at(&mut self, crash: &Crash<'_>, n: u64) -> Done<bool> {
         self.restore(crash)?;
         let report = self.scratch_path("child");
-        let outcome = self.child(crash, n, &report)?;
+        let mut outcome = self.child(crash, n, &report)?;
+        for _ in 0..TRIES {
+            if outcome != Outcome::Signaled(libc::SIGALRM) {
+                break;
+            }
+            self.restore(crash)?;
+            outcome = self.child(crash, n, &report)?;
+        }
         let said = std::fs::read_to_string(&report).unwrap_or_default();
         match outcome {
             Outcome::Exited(0) => return Ok(false),
@@ -114,6 +128,7 @@ impl World<'_> {
         let mut world = self.fork(1, &std::collections::BTreeSet::new(), &progress);
         world.concurrent = false;
         let outcome = fork_killed_at_syscall(n, || {
+            nix::unistd::alarm::set(PATIENCE);
             let done = world
                 .init(&Expect::default())
                 .and_then(|_| world.run(&crash.steps.body));

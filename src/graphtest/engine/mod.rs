@@ -12,6 +12,8 @@ mod restart;
 mod select;
 mod state;
 mod tar_split;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use std::collections::BTreeMap;
