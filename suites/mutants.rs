@@ -11,7 +11,7 @@ use graphtest::graphtest::load;
 use graphtest::graphtest::mutant::{self, MutatedTarget};
 use graphtest::graphtest::target::{Target, built_in};
 use graphtest::graphtest::{Case, Library};
-use graphtest::harness::{isolate, why_not};
+use graphtest::harness::{Homes, isolate, why_not};
 use graphtest::lab::Place;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -88,11 +88,14 @@ fn main() -> ExitCode {
     };
     // What needs mounts is skipped without a namespace, and that is said with each trial.
     let _ = isolate();
-    let dir = tempfile::Builder::new()
-        .prefix("graphtest-")
-        .tempdir()
-        .expect("a directory for homes");
-    let place = Place::probe(dir.path(), "dir").expect("the directory for homes can be probed");
+    let homes = match Homes::make(&std::env::temp_dir(), true) {
+        Ok(homes) => homes,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(3);
+        }
+    };
+    let place = homes.place().clone();
     let targets: Vec<Arc<dyn Target>> = built_in()
         .into_iter()
         .filter(|t| why_not(&**t, &place).is_none())
@@ -103,6 +106,9 @@ fn main() -> ExitCode {
         Trial::ignorable_test(name, move || hunt(&h, &targets, &place))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    drop(dir);
+    if let Err(e) = homes.close() {
+        eprintln!("{e}");
+        return ExitCode::from(3);
+    }
     conclusion.exit_code()
 }
