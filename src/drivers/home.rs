@@ -184,11 +184,6 @@ impl Home {
         self.delete(&name)
     }
 
-    /// Flushes the directory of layers, so that a layer's name survives a power cut.
-    pub fn sync_names(&self) -> Result<()> {
-        rustix::fs::fsync(&self.layers_dir).map_err(|e| Error::io("sync", &self.layers, e))
-    }
-
     fn delete(&self, name: &str) -> Result<()> {
         let path = self.layers.join(name);
         let delete = || sys::remove::remove_tree_at(self.layers_dir.as_fd(), OsStr::new(name));
@@ -360,6 +355,10 @@ pub(super) fn size_option(opts: &CreateOpts, read_write: bool) -> Result<Option<
 }
 
 /// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed.
+///
+/// Only contents are flushed. Names reach the disk in the order in which they were made on every filesystem with a journal, so a layer
+/// whose name is there has its files, and its parent has its own; flushing directories as well would make each layer wait for
+/// everything else that is being written to the same disk.
 pub(super) fn write_atomically(
     dir: BorrowedFd<'_>,
     name: &str,
@@ -371,8 +370,7 @@ pub(super) fn write_atomically(
     if content.is_empty() {
         // A mark is whole once it has its name; a temporary one would stay behind when the process dies in between.
         let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
-        fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"))?;
-        return rustix::fs::fsync(&file).map_err(failed("sync"));
+        return fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"));
     }
     let temporary = format!(".{name}-{}", temporary_name(""));
     let flags = flags | OFlags::EXCL;

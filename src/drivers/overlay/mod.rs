@@ -180,12 +180,10 @@ impl Overlay {
             (Some(parent), Some(below)) => self.fill_child(&stage, parent, below)?,
             _ => drop(make_dir(stage.dir(), ROOT, 0o755, root)?),
         }
-        rustix::fs::fsync(stage.dir()).map_err(|e| Error::io("sync", stage.path(), e))?;
         if let Some(parent) = &parent {
             freeze(&self.home, parent)?;
         }
-        stage.commit(&id)?;
-        self.home.sync_names()
+        stage.commit(&id)
     }
 
     /// The record of a layer whose image layer is there.

@@ -154,7 +154,7 @@ impl Overlay2 {
             let _ = self.links.remove(&short, &id);
             return Err(e);
         }
-        self.home.sync_names()
+        Ok(())
     }
 
     /// What a child of `parent` lies on.
@@ -221,8 +221,7 @@ impl Overlay2 {
             make_dir(stage.dir(), "work", 0o700, root)?;
             write_atomically(stage.dir(), "lower", lower_text(lower).as_bytes(), 0o644)?;
         }
-        write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)?;
-        rustix::fs::fsync(stage.dir()).map_err(|e| Error::io("sync", stage.path(), e))
+        write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)
     }
 
     fn diff_path(&self, id: &LayerId) -> PathBuf {
