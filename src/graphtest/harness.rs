@@ -192,11 +192,10 @@ impl Homes {
 /// # Errors
 /// Why there are none.
 pub fn isolate() -> Result<(), String> {
-    if rustix::process::geteuid().is_root() {
-        sys::ns::enter_private_mount_ns().map_err(|e| format!("no mount namespace of its own: {e}"))
-    } else {
-        sys::ns::enter_user_ns().map_err(|e| format!("no user namespace: {e}"))
+    if !rustix::process::geteuid().is_root() {
+        sys::ns::enter_user_ns().map_err(|e| format!("no user namespace: {e}"))?;
     }
+    sys::ns::enter_private_mount_ns().map_err(|e| format!("no mount namespace of its own: {e}"))
 }
 
 /// Every case on every target as a trial, named `TARGET::SUITE/SCENARIO#ROW`.

@@ -10,11 +10,17 @@ use super::world::World;
 use crate::drivers::copy::{Files, copy_tree};
 use crate::graphtest::lang::At;
 use crate::graphtest::step::{Expect, Ignore, InStep, PlainStep, SameTreeStep, TreeStep};
+use crate::lab::Fact;
 use crate::sys::xattr;
 use crate::tree::build::{self, Failure, Inodes, Outcome};
 use crate::tree::model::Model;
 use crate::tree::op::Op;
 use crate::tree::{Compare, ScanOptions, Tree, compare, scan};
+
+/// The first look at a layer that was changed. An overlay mounted with `userxattr`, as it must be in a user namespace, shows a file
+/// of the parent and a new hard link to it with two inode numbers until it is mounted anew (measured on 6.18, tmpfs), so which
+/// names are links is then asked only at the second look.
+const RIGHT_AFTER: &str = "right after the operations";
 
 impl World<'_> {
     pub fn operate(&mut self, s: &InStep, expect: &Expect) -> Done {
@@ -34,7 +40,7 @@ impl World<'_> {
             let outcomes = world.run_ops(root, &plain)?;
             judge(ops, &outcomes)?;
             world.layers.follow(id, ops, &outcomes)?;
-            world.check_layer(id, root, "right after the operations")
+            world.check_layer(id, root, RIGHT_AFTER)
         })?;
         if ran.is_none() || self.layers.tree(id).is_none() {
             return Ok(());
@@ -60,7 +66,11 @@ impl World<'_> {
             return Ok(None);
         };
         let found = scan_root(id, root)?;
-        let diff = compare(&expected, &found, &self.comparison());
+        let how = Compare {
+            ignore_links: when == RIGHT_AFTER && !self.place.facts.has(Fact::Root),
+            ..self.comparison()
+        };
+        let diff = compare(&expected, &found, &how);
         if diff.is_empty() {
             return Ok(Some(found));
         }
@@ -100,7 +110,7 @@ impl World<'_> {
                 let outcomes = world.run_ops(root, &all)?;
                 judge_stated(ops, &outcomes)?;
                 world.layers.follow(id, ops, &outcomes)?;
-                world.check_layer(id, root, "right after the operations")?;
+                world.check_layer(id, root, RIGHT_AFTER)?;
                 Ok((outcomes, scan_root(id, root)?))
             })?
             .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))?;
