@@ -113,7 +113,7 @@ impl Layers {
         let Some(first) = wrong.first() else {
             return Ok(());
         };
-        let fail = Fail::new(format!("operation {first}"));
+        let fail = Fail::new(first.to_string());
         Err(match ops.get(first.index) {
             Some(op) => fail.in_op(&op.at, &op.value),
             None => fail,

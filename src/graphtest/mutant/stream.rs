@@ -484,6 +484,21 @@ pub(super) fn dotdot_accepted(entries: &mut Vec<TarEntry>, _: &Layer<'_>) -> Res
     Ok(())
 }
 
+/// Owners keep 32 bits.
+pub(super) fn owner_wraps(entries: &mut Vec<TarEntry>, _: &Layer<'_>) -> Result<()> {
+    for e in entries.iter_mut() {
+        (e.uid, e.gid) = (e.uid & 0xffff_ffff, e.gid & 0xffff_ffff);
+    }
+    Ok(())
+}
+
+/// Entries of a kind that is not known are passed over.
+pub(super) fn unknown_types_ignored(entries: &mut Vec<TarEntry>, _: &Layer<'_>) -> Result<()> {
+    let known = |k: EntryType| matches!(k.as_byte(), 0 | b'0'..=b'7' | b'x' | b'g');
+    entries.retain(|e| known(e.kind));
+    Ok(())
+}
+
 // Bugs that follow an apply.
 
 /// Directories that the archive did not name have mode 0700.

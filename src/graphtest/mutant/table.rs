@@ -170,6 +170,8 @@ mutants! {
     "global-header-as-file" "A global PAX header becomes a file." R(Recipe::apply(stream::global_header_as_file));
     "xattrs-lost-in-apply" "Extended attributes of an archive are not set." R(Recipe::apply(stream::xattrs_lost));
     "dotdot-accepted" "A name that leaves the layer is taken by its last component." R(Recipe::apply(stream::dotdot_accepted));
+    "owner-wraps" "Owners in an archive keep 32 bits." R(Recipe::apply(stream::owner_wraps));
+    "unknown-types-ignored" "Entries of a kind that is not known are passed over." R(Recipe::apply(stream::unknown_types_ignored));
     "apply-error-swallowed" "An archive that cannot be applied is no error." Bug(transfer::ApplyErrorSwallowed::make);
 
     // changes
