@@ -3,10 +3,12 @@
 //! Layout, as moby's: `<home>/dir/<id>/` is the layer. moby's own leaves an empty layer behind when the parent is missing, loses all
 //! attributes but capabilities, and turns sockets into FIFOs; here a layer appears whole or not at all and keeps everything.
 
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Mode, fchmod, fstat};
 
 use super::copy::{Files, copy_tree};
 use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
@@ -14,6 +16,7 @@ use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiff,
     ProtoDriver, Result, parse_key_value, parse_size,
 };
+use crate::tree::Timestamp;
 
 /// The registered name.
 pub const NAME: &str = "vfs";
@@ -37,6 +40,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
     }
     let vfs = Vfs {
         home: Home::open(home, "dir", &init.id_maps)?,
+        copied: Mutex::default(),
     };
     Ok(Arc::new(NaiveDiff::new(
         Arc::new(vfs),
@@ -55,6 +59,19 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Vfs {
     home: Home,
+    /// When the copies that this instance made were complete: by layer, with the parent that was copied. A new instance knows none
+    /// and has contents compared, which is slower and as right.
+    copied: Mutex<HashMap<String, (String, Timestamp)>>,
+}
+
+/// The clock of the filesystem that `dir` lies on: changing an inode, even to what it is, stamps it.
+fn now_on(dir: BorrowedFd<'_>) -> rustix::io::Result<Timestamp> {
+    fchmod(dir, Mode::from_raw_mode(fstat(dir)?.st_mode))?;
+    let stat = fstat(dir)?;
+    Ok(Timestamp {
+        secs: stat.st_ctime,
+        nanos: stat.st_ctime_nsec as u32,
+    })
 }
 
 impl Vfs {
@@ -73,16 +90,24 @@ impl Vfs {
         if self.home.has(&id) {
             return Err(Error::LayerExists(id.to_string()));
         }
-        let parent = parent
-            .map(|parent| self.home.open_layer(&parent))
-            .transpose()?;
+        let Some(parent) = parent else {
+            let stage = self.home.stage()?;
+            set_owner_and_mode(stage.dir(), 0o755, self.home.root_owner())
+                .map_err(|e| Error::io("set up", stage.path(), e))?;
+            return stage.commit(&id);
+        };
+        let from = self.home.open_layer(&parent)?;
         let stage = self.home.stage()?;
-        match parent {
-            Some(parent) => copy_tree(parent.as_fd(), stage.dir(), Files::Copied, |_| true)?,
-            None => set_owner_and_mode(stage.dir(), 0o755, self.home.root_owner())
-                .map_err(|e| Error::io("set up", stage.path(), e))?,
-        }
-        stage.commit(&id)
+        copy_tree(from.as_fd(), stage.dir(), Files::Copied, |_| true)?;
+        let copied = now_on(stage.dir()).map_err(|e| Error::io("stamp", stage.path(), e))?;
+        stage.commit(&id)?;
+        self.copied()
+            .insert(id.to_string(), (parent.to_string(), copied));
+        Ok(())
+    }
+
+    fn copied(&self) -> MutexGuard<'_, HashMap<String, (String, Timestamp)>> {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,7 +125,9 @@ impl ProtoDriver for Vfs {
     }
 
     fn remove(&self, id: &str) -> Result<()> {
-        self.home.discard(&layer_id(id)?)
+        let id = layer_id(id)?;
+        self.copied().remove(id.as_str());
+        self.home.discard(&id)
     }
 
     fn get(&self, id: &str, _mount_label: &str) -> Result<PathBuf> {
@@ -141,5 +168,11 @@ impl ProtoDriver for Vfs {
             Capability::StableInode,
             Capability::Sockets,
         ])
+    }
+
+    fn settled(&self, id: &str, parent: &str) -> Option<Timestamp> {
+        let copied = self.copied();
+        let (from, at) = copied.get(id)?;
+        (from == parent).then_some(*at)
     }
 }

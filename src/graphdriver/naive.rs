@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Capabilities, Change, CreateOpts, DiffStream, Driver, Error, ProtoDriver, Result};
-use crate::archive::{self, ApplyOptions, Form, IdMaps, LayerStream, WriteOptions};
+use crate::archive::{self, ApplyOptions, ChangesOptions, Form, IdMaps, LayerStream, WriteOptions};
 use crate::sys;
 
 /// Forwards every method of [`ProtoDriver`] to a field.
@@ -53,6 +53,9 @@ macro_rules! delegate_proto_driver {
         }
         fn capabilities(&self) -> Capabilities {
             self.$field.capabilities()
+        }
+        fn settled(&self, id: &str, parent: &str) -> Option<crate::tree::Timestamp> {
+            self.$field.settled(id, parent)
         }
     };
 }
@@ -192,8 +195,11 @@ impl<P: ProtoDriver + 'static> NaiveDiff<P> {
         let changes = match parent {
             None => archive::changes(layer.root(), None)?,
             Some(parent) => {
+                let options = ChangesOptions {
+                    settled: self.driver.settled(id, parent),
+                };
                 let parent = self.hold(parent)?;
-                let changes = archive::changes(layer.root(), Some(parent.root()))?;
+                let changes = archive::changes_with(layer.root(), Some(parent.root()), &options)?;
                 parent.put()?;
                 changes
             }
