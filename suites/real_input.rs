@@ -351,37 +351,91 @@ fn byte_for_byte(
     Ok(())
 }
 
+/// Starts a built-in driver on a home of its own; the reason where it cannot run here.
+fn start(name: &str, home: &Path) -> Result<Result<Arc<dyn Driver>, String>, Failed> {
+    match graphtest::drivers::registry().get_driver(name, home, &InitOptions::default()) {
+        Ok(driver) => Ok(Ok(driver)),
+        Err(e) if e.is_driver_not_supported() => Ok(Err(format!("{name}: {e}"))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+const NEEDS_ROOT: &str = "needs root: files of many owners, setuid programs, a file capability";
+
 fn trial(name: &str) -> Trial {
     let name = name.to_string();
     Trial::ignorable_test(format!("real-input/{name}"), move || {
         if !rustix::process::geteuid().is_root() {
-            return Ok(Completion::ignored_with(
-                "needs root: files of many owners, setuid programs, a file capability",
-            ));
+            return Ok(Completion::ignored_with(NEEDS_ROOT));
         }
-        let input = input()?;
         let home = tempfile::Builder::new()
             .prefix("graphtest-real-home-")
             .tempdir()?;
-        let driver = match graphtest::drivers::registry().get_driver(
-            &name,
-            home.path(),
-            &InitOptions::default(),
-        ) {
+        let driver = match start(&name, home.path())? {
             Ok(driver) => driver,
-            Err(e) if e.is_driver_not_supported() => {
-                return Ok(Completion::ignored_with(e.to_string()));
-            }
-            Err(e) => return Err(e.into()),
+            Err(why) => return Ok(Completion::ignored_with(why)),
         };
-        let result = through(&driver, input);
+        let result = through(&driver, input()?);
         driver.cleanup()?;
         result.map(|()| Completion::Completed)
     })
 }
 
+/// What one driver exports, another shows: catalogue row `diff-apply-cross-driver` (moby#9093, moby#9690).
+fn cross(from: &str, to: &str) -> Trial {
+    let (from, to) = (from.to_string(), to.to_string());
+    Trial::ignorable_test(format!("real-input/from-{from}-to-{to}"), move || {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Completion::ignored_with(NEEDS_ROOT));
+        }
+        let input = input()?;
+        let homes = tempfile::Builder::new()
+            .prefix("graphtest-real-home-")
+            .tempdir()?;
+        let started = (
+            start(&from, &homes.path().join("from"))?,
+            start(&to, &homes.path().join("to"))?,
+        );
+        let (from, to) = match started {
+            (Ok(from), Ok(to)) => (from, to),
+            (Err(why), _) | (_, Err(why)) => return Ok(Completion::ignored_with(why)),
+        };
+        let result = hand_over(from.as_ref(), to.as_ref(), input);
+        from.cleanup()?;
+        to.cleanup()?;
+        result.map(|()| Completion::Completed)
+    })
+}
+
+fn hand_over(from: &dyn Driver, to: &dyn Driver, input: &Input) -> Result<(), Failed> {
+    let mut parent: Option<String> = None;
+    for (n, layer) in input.layers.iter().enumerate() {
+        let id = format!("layer{n}");
+        for driver in [from, to] {
+            driver.create(&id, parent.as_deref(), &CreateOpts::default())?;
+        }
+        let mut tar = std::io::BufReader::new(fs::File::open(&layer.tar)?);
+        from.apply_diff(&id, parent.as_deref(), &mut tar)?;
+        let mut diff = from.diff(&id, parent.as_deref())?;
+        to.apply_diff(&id, parent.as_deref(), &mut diff)?;
+        drop(diff);
+        sees(to, &id, &layer.tree)?;
+        parent = Some(id);
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let args = Arguments::from_args();
-    let trials = graphtest::drivers::registry().names().map(trial).collect();
+    let names: Vec<&str> = graphtest::drivers::registry().names().collect();
+    let pairs = names
+        .iter()
+        .flat_map(|a| names.iter().map(move |b| (a, b)))
+        .filter(|(a, b)| a != b);
+    let trials = names
+        .iter()
+        .map(|name| trial(name))
+        .chain(pairs.map(|(a, b)| cross(a, b)))
+        .collect();
     libtest_mimic::run(&args, trials).exit_code()
 }
