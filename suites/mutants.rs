@@ -11,7 +11,7 @@ use graphtest::graphtest::load;
 use graphtest::graphtest::mutant::{self, MutatedTarget};
 use graphtest::graphtest::target::{Target, built_in};
 use graphtest::graphtest::{Case, Library};
-use graphtest::harness::{Homes, isolate, why_not};
+use graphtest::harness::{Homes, why_not};
 use graphtest::lab::Place;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -86,8 +86,6 @@ fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
-    // What needs mounts is skipped without a namespace, and that is said with each trial.
-    let _ = isolate();
     let homes = match Homes::make(&std::env::temp_dir(), true) {
         Ok(homes) => homes,
         Err(e) => {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::lab::{Register, state_dir};
+use crate::lab::{Register, dead_runs, state_dir};
 use crate::sys::ns::{enter_private_mount_ns, enter_user_ns};
 
 /// Enters namespaces so that no mount can outlive the process: as root a mount namespace; as an ordinary user a user
@@ -78,18 +78,12 @@ pub(super) fn interrupted(stop: &AtomicBool) -> bool {
 /// Opens the register of what this run makes, and says when earlier runs left something. To be called before [`namespaces`]:
 /// it asks whose home directory it is.
 pub(super) fn register() -> anyhow::Result<Register> {
-    let state = state_dir().context("cannot find the state directory")?;
-    let dead = crate::lab::dead_runs(&state).unwrap_or(0);
+    let dead = state_dir().and_then(|state| dead_runs(&state)).unwrap_or(0);
     if dead > 0 {
         let runs = if dead == 1 { "run" } else { "runs" };
         eprintln!(
             "note: {dead} interrupted {runs} left something behind; `graphtest clean` gives it back"
         );
     }
-    Register::open(&state).with_context(|| {
-        format!(
-            "cannot write in the state directory {}; set GRAPHTEST_STATE to another one",
-            state.display()
-        )
-    })
+    Ok(Register::begin()?)
 }

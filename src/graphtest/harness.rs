@@ -23,7 +23,8 @@
 //!
 //! The factory starts a driver on a home, an existing directory, with options `key=value`. What the driver claims with
 //! [`capabilities`](crate::graphdriver::ProtoDriver::capabilities) decides which scenarios run; the others are ignored, with the reason.
-//! The arguments are those of `cargo test`: filters, `--list`, `--test-threads`.
+//! The arguments are those of `cargo test`: filters, `--list`, `--test-threads`. What is made is written down in the
+//! [state directory](crate::lab::state_dir) before it is made, so that `graphtest clean` gives back what a killed test leaves.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,9 +40,8 @@ use super::requirement::Requirement;
 use super::scenario::{Case, Level};
 use super::target::{Factory, Target};
 use crate::graphdriver::{self, Driver};
-use crate::lab::Place;
+use crate::lab::{Backing, Place, Provisioned, Register, provision};
 use crate::sys;
-use crate::sys::mount::{MountFlags, mount, umount_detach};
 
 /// Runs scenarios as trials.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Harness {
         self
     }
 
-    /// Homes are made on a tmpfs of their own, where one can be mounted.
+    /// Homes are made on a tmpfs of their own, mounted below the temporary directory, where one can be mounted.
     pub fn on_tmpfs(mut self) -> Self {
         self.tmpfs = true;
         self
@@ -108,9 +108,6 @@ impl Harness {
 
     fn prepared(self, arguments: &Arguments) -> Result<ExitCode, String> {
         let library = self.library().map_err(|e| e.to_string())?;
-        if let Err(why) = isolate() {
-            eprintln!("note: {why}; what needs mounts is ignored");
-        }
         let homes = Homes::make(&self.dir, self.tmpfs)?;
         let trials = trials(&self.targets, homes.place(), &library);
         let conclusion = libtest_mimic::run(arguments, trials);
@@ -127,71 +124,66 @@ impl Harness {
     }
 }
 
-/// A directory for homes, removed in the end.
+/// A directory for homes, written down before it is made and given back in the end. What a killed process leaves of it,
+/// `graphtest clean` gives back.
 #[derive(Debug)]
 pub struct Homes {
-    place: Place,
-    mounted: bool,
-    dir: tempfile::TempDir,
+    register: Register,
+    provisioned: Provisioned,
 }
 
 impl Homes {
     /// Makes a directory below `parent` and probes it; with `tmpfs`, one on a tmpfs of its own, where one can be mounted.
     ///
+    /// To be called while the process has one thread: it enters namespaces, of mounts as root, of users and mounts as an
+    /// ordinary user. Where there are none, that is said on standard error.
+    ///
     /// # Errors
-    /// Nothing can be made there.
+    /// Nothing can be made there, or the state directory cannot be written.
     pub fn make(parent: &Path, tmpfs: bool) -> Result<Self, String> {
-        let wrong = |e: std::io::Error| format!("no homes below {}: {e}", parent.display());
-        let dir = tempfile::Builder::new()
-            .prefix("graphtest-")
-            .tempdir_in(parent)
-            .map_err(wrong)?;
-        let (at, none) = (dir.path(), MountFlags::empty());
-        let mounted =
-            tmpfs && mount(Path::new("graphtest"), at, "tmpfs", none, b"mode=0755").is_ok();
-        let backing = if mounted { "tmpfs" } else { "dir" };
-        match Place::probe(at, backing) {
-            Ok(place) => Ok(Self {
-                place,
-                mounted,
-                dir,
+        // Before the namespaces, in which an ordinary user seems to be root.
+        let register = Register::begin().map_err(|e| e.to_string())?;
+        if let Err(why) = isolate() {
+            eprintln!("note: {why}; what needs mounts is ignored");
+        }
+        let dir = Backing::Dir(Some(parent.to_path_buf()));
+        let on_tmpfs = tmpfs
+            .then(|| provision(&Backing::Tmpfs, &register).ok())
+            .flatten();
+        let provisioned = match on_tmpfs {
+            Some(made) => Ok(made),
+            None => provision(&dir, &register),
+        };
+        match provisioned {
+            Ok(provisioned) => Ok(Self {
+                register,
+                provisioned,
             }),
             Err(e) => {
-                if mounted {
-                    // The error of the probe says more than that of giving up.
-                    let _ = umount_detach(at);
-                }
-                Err(wrong(e))
+                // The error of making it says more than that of the register.
+                let _ = register.close();
+                Err(format!("no homes: {e}"))
             }
         }
     }
 
     /// The directory and what it can do.
     pub fn place(&self) -> &Place {
-        &self.place
+        &self.provisioned.place
     }
 
-    /// Removes it.
+    /// Unmounts and removes it.
     ///
     /// # Errors
     /// What is left behind.
     pub fn close(self) -> Result<(), String> {
-        let path = self.dir.path().to_path_buf();
-        let gone = if self.mounted {
-            umount_detach(&path)
-        } else {
-            Ok(())
-        };
-        gone.and_then(|()| self.dir.close())
-            .map_err(|e| format!("{} is left behind: {e}", path.display()))
+        self.provisioned.give_back(&self.register)?;
+        self.register.close().map(|_| ()).map_err(|e| e.to_string())
     }
 }
 
 /// Namespaces of its own for a process with one thread: mounts as root, users and mounts as an ordinary user.
-///
-/// # Errors
-/// Why there are none.
-pub fn isolate() -> Result<(), String> {
+fn isolate() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         sys::ns::enter_user_ns().map_err(|e| format!("no user namespace: {e}"))?;
     }

@@ -64,6 +64,24 @@ pub struct Register {
 }
 
 impl Register {
+    /// Begins a run in the [`state_dir`]. As an ordinary user, to be called before a user namespace is entered: inside it one seems to
+    /// be root.
+    ///
+    /// # Errors
+    /// There is no state directory, or it cannot be written; the message names it.
+    pub fn begin() -> io::Result<Self> {
+        let state = state_dir().map_err(|e| {
+            io::Error::new(e.kind(), format!("cannot find the state directory: {e}"))
+        })?;
+        Self::open(&state).map_err(|e| {
+            let what = format!(
+                "cannot write in the state directory {}; set GRAPHTEST_STATE to another one: {e}",
+                state.display()
+            );
+            io::Error::new(e.kind(), what)
+        })
+    }
+
     /// Begins a run: makes its file in `state` (which is made if need be) and locks it.
     ///
     /// # Errors
