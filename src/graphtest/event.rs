@@ -145,7 +145,10 @@ pub struct CaseResult {
     /// Of a failure: what was done, what was expected and what was found, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub detail: Vec<String>,
-    /// Of a failure: the sentences of the contract that do not hold, as `ID: sentence`.
+    /// Of a failure: what the scenario says must, should or may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentence: Option<String>,
+    /// Of a failure: the sentences of the contract that the scenario proves, as `ID: sentence`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contract: Vec<String>,
     /// Of a failure with `--keep`: where everything was left.

@@ -64,12 +64,8 @@ fn diagnose(out: &mut String, result: &CaseResult) {
     fields.extend(result.location.as_deref().map(|l| ("at", l)));
     fields.extend(result.kept.as_deref().map(|k| ("kept", k)));
     fields.extend(result.replay.as_deref().map(|r| ("again", r)));
-    let detail: Vec<String> = result
-        .detail
-        .iter()
-        .chain(&result.contract)
-        .cloned()
-        .collect();
+    let mut detail = result.detail.clone();
+    detail.extend(super::text::broken_rules(result));
     block(out, &fields, &detail);
 }
 

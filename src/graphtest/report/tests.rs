@@ -18,6 +18,7 @@ fn result(id: &str, level: &str, outcome: Outcome, reason: Option<&str>) -> Case
         replay: Some(format!("graphtest run --target overlay2 --on tmpfs {id}")),
         location: None,
         detail: Vec::new(),
+        sentence: None,
         contract: Vec::new(),
         kept: None,
     }
@@ -30,6 +31,7 @@ fn failure() -> CaseResult {
             "a <b> & \"c\": mode 0755 expected, 0700 found".to_string(),
             "d/e\u{1b}[31m: missing".to_string(),
         ],
+        sentence: Some("A file removed in a layer stays away.".to_string()),
         contract: vec!["WHITEOUT-1: A file removed in a layer is gone from its mount.".to_string()],
         kept: Some("/tmp/kept".to_string()),
         case: Some("deep #1".to_string()),
@@ -253,6 +255,24 @@ fn the_block_of_a_failure_is_short_however_long_the_difference() {
         !text::failure_block(&failure()).contains('\u{1b}'),
         "a driver's text cannot write escapes to the terminal"
     );
+}
+
+#[test]
+fn long_lines_are_cut_in_text_and_whole_in_json() {
+    let mut long = failure();
+    let end = "the end";
+    long.detail = vec![format!("{}{end}", "é".repeat(500))];
+    long.kept = Some("k".repeat(300));
+    let lines = text::failure_lines(&long);
+    let cut = lines.iter().find(|l| l.starts_with('é')).unwrap();
+    assert_eq!(cut.chars().count(), 201);
+    assert!(cut.ends_with('…'), "{cut}");
+    assert!(
+        lines.contains(&format!("kept: {}", "k".repeat(300))),
+        "a path that is cut is of no use"
+    );
+    let whole = serde_json::to_string(&long).unwrap();
+    assert!(whole.contains(end), "{whole}");
 }
 
 #[test]

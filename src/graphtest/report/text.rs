@@ -8,8 +8,11 @@ use crate::graphtest::event::{CaseResult, CellStatus, Outcome};
 /// How many lines the block of one failure has at most.
 const MAX_LINES: usize = 20;
 
-/// How much of the contract's sentences and of the detail a failure shows: what is cut is in the JSON report.
+/// How many lines of detail a failure shows; the JSON report has all.
 const MAX_DETAIL: usize = 12;
+
+/// How many characters of such a line a failure shows; the JSON report has all.
+const MAX_WIDTH: usize = 200;
 
 /// Whether to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,17 +76,30 @@ pub fn failure_lines(result: &CaseResult) -> Vec<String> {
             result.detail.len() - MAX_DETAIL
         ));
     }
+    // What a driver says can hold anything: line ends and terminal escapes among it.
+    let mut out: Vec<String> = out.iter().map(|line| cut(printable(line))).collect();
     let mut tail = Vec::new();
     tail.extend(result.kept.iter().map(|k| format!("kept: {k}")));
     tail.extend(result.replay.iter().map(|r| format!("again: {r}")));
-    for sentence in &result.contract {
-        if out.len() + tail.len() < MAX_LINES - 1 {
-            out.push(format!("{} {sentence}", result.level));
-        }
+    let room = (MAX_LINES - 1).saturating_sub(out.len() + tail.len());
+    let rules = broken_rules(result).take(room);
+    out.extend(rules.chain(tail).map(|line| printable(&line)));
+    out
+}
+
+/// What does not hold: the scenario's own sentence, then those of the contract that it proves.
+pub(super) fn broken_rules(result: &CaseResult) -> impl Iterator<Item = String> {
+    let sentence = result.sentence.as_ref();
+    let own = sentence.map(|s| format!("{}: {s}", result.level));
+    own.into_iter().chain(result.contract.iter().cloned())
+}
+
+/// The line, cut where it is far too long to be read.
+fn cut(line: String) -> String {
+    match line.char_indices().nth(MAX_WIDTH) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
-    out.extend(tail);
-    // What a driver says can hold anything: line ends and terminal escapes among it.
-    out.iter().map(|line| printable(line)).collect()
 }
 
 /// The block below a failure's line.

@@ -78,6 +78,7 @@ impl Rules {
             replay: Some(self.replay(cell, case)),
             location: None,
             detail: Vec::new(),
+            sentence: None,
             contract: Vec::new(),
             kept: report.kept.map(|k| k.display().to_string()),
             id,
@@ -86,13 +87,11 @@ impl Rules {
             result.location = Some(failure.at.to_string());
             // The first line is the reason.
             result.detail = failure.detail.into_iter().skip(1).collect();
-            result.contract = vec![format!("{}: {}", scenario.proves.join(", "), scenario.must)];
-            result.contract.extend(
-                failure
-                    .requirements
-                    .iter()
-                    .map(|r| format!("{}: {}", r.id, r.text)),
-            );
+            result.sentence = Some(scenario.must.clone());
+            let requirements = failure.requirements.iter();
+            result.contract = requirements
+                .map(|r| format!("{}: {}", r.id, r.text))
+                .collect();
         }
         result
     }
@@ -165,7 +164,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::graphtest::{Failure, Location, Scenario, ScenarioId};
+    use crate::graphtest::{Failure, Location, Requirement, Scenario, ScenarioId};
 
     fn case(level: Level) -> Case {
         let at = Location {
@@ -200,7 +199,12 @@ mod tests {
             at,
             step: "tree: a".to_string(),
             detail,
-            requirements: Vec::new(),
+            requirements: vec![Arc::new(Requirement {
+                id: "LIFE-1".to_string(),
+                text: "It always holds.".to_string(),
+                why: None,
+                from: Vec::new(),
+            })],
         };
         CaseReport {
             outcome,
@@ -291,10 +295,11 @@ mod tests {
         if found == Outcome::Fail {
             assert_eq!(result.location.as_deref(), Some("suites/life.yaml:9"));
             assert_eq!(
-                (result.detail, result.contract),
+                (result.detail, result.sentence, result.contract),
                 (
                     vec!["more".to_string()],
-                    vec!["LIFE-1: It holds.".to_string()]
+                    Some("It holds.".to_string()),
+                    vec!["LIFE-1: It always holds.".to_string()]
                 )
             );
         }
