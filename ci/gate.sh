@@ -21,7 +21,7 @@ step() { # name, command...
 }
 
 for tool in cargo cargo-fmt cargo-clippy; do
-    command -v "$tool" >/dev/null || { echo "gate: $tool is missing; install Rust with rustfmt and clippy (rustup.rs)"; exit 1; }
+    command -v "$tool" >/dev/null || { echo "gate: $tool is missing; install Rust with rustfmt and clippy"; exit 1; }
 done
 
 export INSTA_UPDATE=no CARGO_TERM_COLOR=never
