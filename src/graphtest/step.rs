@@ -5,241 +5,19 @@ use std::collections::BTreeMap;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::lang::{self, At, Cx, Fields, OneOrMany, Part, Turns, object, unknown};
+use super::lang::{At, Cx, Fields, OneOrMany, Part, Turns, object, unknown};
 use super::scenario::Location;
 use super::yaml::{self, Node, NodeKind};
-use crate::archive::{Change, ChangeKind, manifest};
-use crate::graphdriver::ErrorClass;
+use crate::archive::{Change, manifest};
 use crate::tree::op::{Bytes, Op, Path, Size};
 
-/// An error that a step names after `fails:` or `may-fail:`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorSpec {
-    /// Whatever error.
-    Any,
-    /// An error of this class.
-    Class(ErrorClass),
-}
+mod check;
+mod values;
 
-impl ErrorSpec {
-    /// Whether an error of this class is meant.
-    pub fn covers(self, class: ErrorClass) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Class(c) => c == class,
-        }
-    }
-
-    /// The name in scenario files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Any => "any",
-            Self::Class(c) => c.name(),
-        }
-    }
-}
-
-fn error_names() -> Vec<&'static str> {
-    std::iter::once("any")
-        .chain(ErrorClass::ALL.iter().map(|c| c.name()))
-        .collect()
-}
-
-impl Part for ErrorSpec {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        let text = cx.text(node, "an error class")?;
-        if text == "any" {
-            return Some(Self::Any);
-        }
-        let class = ErrorClass::ALL.iter().copied().find(|c| c.name() == text);
-        if class.is_none() {
-            cx.wrong(node.line, unknown("error class", &text, &error_names()));
-        }
-        class.map(Self::Class)
-    }
-    fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "enum": error_names() })
-    }
-}
-
-/// What may come of a call instead of success.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Expect {
-    /// It must fail with one of these; empty: it must succeed (or see `may_fail`).
-    pub fails: Vec<ErrorSpec>,
-    /// It may fail with one of these.
-    pub may_fail: Vec<ErrorSpec>,
-    /// The error's text must contain these.
-    pub says: Vec<String>,
-}
-
-impl Part for Change {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        const WHAT: &str = "a change such as `A /a`, `C /d` or `D /x`";
-        let text = cx.text(node, WHAT)?;
-        let change = text.split_once(' ').and_then(|(letter, path)| {
-            let kind = match letter {
-                "A" => ChangeKind::Add,
-                "C" => ChangeKind::Modify,
-                "D" => ChangeKind::Delete,
-                _ => return None,
-            };
-            let path = path.strip_prefix('/')?.parse::<Path>().ok()?.0;
-            (!path.is_root()).then_some(Change { path, kind })
-        });
-        if change.is_none() {
-            cx.expected(WHAT, node);
-        }
-        change
-    }
-    fn schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[ACD] /.|\\$\\{" })
-    }
-}
-
-/// One of a few words.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum $name { $( $(#[$vdoc])* $variant ),* }
-
-        impl Part for $name {
-            fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-                let text = cx.text(node, "a word")?;
-                match text.as_str() {
-                    $( $word => Some(Self::$variant), )*
-                    _ => {
-                        cx.wrong(node.line, unknown("word", &text, &[$($word),*]));
-                        None
-                    }
-                }
-            }
-            fn schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "enum": [$($word),*] })
-            }
-        }
-    };
-}
-
-words!(
-    /// The one subject of `status:`, `cleanup:` and `init:`.
-    DriverWord { /** The driver of the scenario. */ Driver = "driver" }
-);
-words!(
-    /// The one subject of `guard:`.
-    HomeWord { /** The driver's home. */ Home = "home" }
-);
-words!(
-    /// How a driver ends before it is started again.
-    Restart { /** After its cleanup. */ Clean = "clean", /** As after a crash: nothing is given back. */ Killed = "killed" }
-);
-words!(
-    /// What becomes of the home while no driver runs.
-    HomeMove { /** It gets another path. */ Moved = "moved" }
-);
-words!(
-    /// What is not compared between two trees.
-    Ignore {
-        /// Modification times.
-        Mtime = "mtime",
-        /// Modification times of directories.
-        DirMtime = "dir-mtime",
-        /// Extended attributes.
-        Xattrs = "xattrs",
-        /// Sockets are left out.
-        Sockets = "sockets",
-        /// Which names are hard links of each other.
-        Link = "link",
-    }
-);
-
-/// An entry of a tree as `tree:` states it: an operation that makes something.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pattern(pub Op);
-
-const PATTERN_VERBS: &[&str] = &[
-    "file", "dir", "symlink", "hardlink", "fifo", "socket", "char", "block",
-];
-
-impl Part for Pattern {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        let op = Op::decode(node, cx)?;
-        if !PATTERN_VERBS.contains(&op.verb()) {
-            cx.wrong(node.line, unknown("entry", op.verb(), PATTERN_VERBS));
-            return None;
-        }
-        Some(Self(op))
-    }
-    fn schema(g: &mut SchemaGenerator) -> Schema {
-        Op::schema(g)
-    }
-}
-
-/// An entry of an archive, as `archive:` and `diff:` state it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ArchiveEntry {
-    /// The entry.
-    pub entry: manifest::Entry,
-    /// The keys that were given, which are those that `diff:` compares.
-    pub keys: Vec<String>,
-}
-
-impl ArchiveEntry {
-    /// Whether a key was given.
-    pub fn states(&self, key: &str) -> bool {
-        self.keys.iter().any(|k| k == key)
-    }
-}
-
-impl Part for ArchiveEntry {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        let node = cx.resolve(node);
-        let keys = match &node.kind {
-            NodeKind::Map(pairs) => pairs.iter().filter_map(|(k, _)| k.scalar()),
-            _ => {
-                cx.expected("an archive entry such as {file: a, text: x}", &node);
-                return None;
-            }
-        };
-        let keys = keys.map(str::to_string).collect();
-        let entry = cx.serde(&node)?;
-        Some(Self { entry, keys })
-    }
-    fn schema(g: &mut SchemaGenerator) -> Schema {
-        g.subschema_for::<manifest::Entry>()
-    }
-}
-
-impl Part for manifest::End {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        cx.serde(node)
-    }
-    fn schema(g: &mut SchemaGenerator) -> Schema {
-        g.subschema_for::<Self>()
-    }
-}
-
-/// The size that an `apply:` must return.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ApplySize {
-    /// What `diff_size` says right after.
-    DiffSize,
-    /// Exactly this.
-    Is(u64),
-}
-
-impl Part for ApplySize {
-    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        if cx.text(node, "a size, or diff-size")? == "diff-size" {
-            return Some(Self::DiffSize);
-        }
-        Size::decode(node, cx).map(|s| Self::Is(s.0))
-    }
-    fn schema(g: &mut SchemaGenerator) -> Schema {
-        Size::schema(g)
-    }
-}
+pub use values::{
+    ApplySize, ArchiveEntry, DriverWord, ErrorSpec, Expect, HomeMove, HomeWord, Ignore, Pattern,
+    Restart,
+};
 
 macro_rules! steps {
     ($(
@@ -544,9 +322,6 @@ pub struct Step {
     pub action: Action,
 }
 
-/// The most turns a loop may have.
-const MAX_TURNS: u64 = 100_000;
-
 impl Part for Step {
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
         let mut fields = Fields::open(node, cx, "a step such as `create: base`")?;
@@ -582,8 +357,8 @@ impl Part for Step {
         };
         let mut action = action?;
         let before = cx.errors.len();
-        unroll_body(&mut action, line, cx);
-        check(&action, &expect, line, cx);
+        check::unroll_body(&mut action, line, cx);
+        check::whole(&action, &expect, line, cx);
         (cx.errors.len() == before).then(|| Self {
             at: cx.at(line),
             text,
@@ -594,90 +369,6 @@ impl Part for Step {
 
     fn schema(g: &mut SchemaGenerator) -> Schema {
         g.subschema_for::<StepSchema>()
-    }
-}
-
-/// Decodes the bodies of loops, whose variables are known only now.
-fn unroll_body(action: &mut Action, line: u32, cx: &mut Cx) {
-    let turns = match action {
-        Action::Chain(s) => u64::from(s.length),
-        Action::Repeat(s) => u64::from(s.times),
-        Action::Parallel(s) => u64::from(s.threads) * u64::from(s.times.unwrap_or(1)),
-        _ => return,
-    };
-    if turns == 0 || turns > MAX_TURNS {
-        cx.wrong(
-            line,
-            format!("expected between 1 and {MAX_TURNS} turns, found {turns}"),
-        );
-        return;
-    }
-    let turns = turns as usize;
-    match action {
-        Action::Chain(s) => lang::unroll(&mut s.each, turns, cx, |i, v| v.set("i", i + 1)),
-        Action::Repeat(s) => {
-            let index = s.index.clone().unwrap_or_else(|| "i".to_string());
-            lang::unroll(&mut s.body, turns, cx, |i, v| v.set(&index, i + 1));
-        }
-        Action::Parallel(s) => {
-            let times = s.times.unwrap_or(1) as usize;
-            lang::unroll(&mut s.body, turns, cx, |i, v| {
-                v.set("thread", i / times + 1);
-                v.set("i", i % times + 1);
-            });
-        }
-        _ => {}
-    }
-}
-
-/// What the types cannot say.
-fn check(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
-    if !expect.says.is_empty() && expect.fails.is_empty() && expect.may_fail.is_empty() {
-        cx.wrong(
-            line,
-            "expected `fails:` or `may-fail:` beside `says:`, found neither",
-        );
-    }
-    let one_of = |cx: &mut Cx, names: &str, given: &[bool]| {
-        if given.iter().filter(|g| **g).count() != 1 {
-            cx.wrong(line, format!("expected exactly one of {names}"));
-        }
-    };
-    match action {
-        Action::Archive(s) => one_of(
-            cx,
-            "entries, raw, fixture",
-            &[s.entries.is_some(), s.raw.is_some(), s.fixture.is_some()],
-        ),
-        Action::Corrupt(s) => one_of(
-            cx,
-            "truncate, remove, text",
-            &[s.truncate.is_some(), s.remove, s.text.is_some()],
-        ),
-        Action::Select(s) => one_of(
-            cx,
-            "chooses, fails",
-            &[s.chooses.is_some(), !expect.fails.is_empty()],
-        ),
-        Action::Tree(s) if s.is.is_some() && !(s.holds.is_empty() && s.lacks.is_empty()) => {
-            cx.wrong(
-                line,
-                "expected `is` alone, found `holds` or `lacks` beside it",
-            );
-        }
-        Action::In(s) if s.ops.is_empty() => {
-            cx.wrong(
-                line,
-                "expected at least one operation after `do:`, found none",
-            );
-        }
-        Action::Repeat(s) if s.body.each.is_empty() => {
-            cx.wrong(line, "expected steps after `do:`, found none");
-        }
-        Action::Parallel(s) if s.body.each.is_empty() => {
-            cx.wrong(line, "expected steps after `do:`, found none");
-        }
-        _ => {}
     }
 }
 
