@@ -93,24 +93,12 @@ impl Write for Cut<'_> {
 fn write_entry(entry: &Entry, out: &mut dyn Write) -> io::Result<()> {
     let mut header = Header::new(entry.format);
     let mut records = Vec::new();
+    if entry.what == What::Global {
+        add_pax(&mut records, entry);
+        return write_extension(b'g', &entry.name, &records, out);
+    }
     let empty = Data::Bytes(Vec::new());
-    let (flag, link, data) = match &entry.what {
-        What::File(data) => (b'0', &[][..], data),
-        What::Hardlink(to) => (b'1', &to[..], &empty),
-        What::Symlink(to) => (b'2', &to[..], &empty),
-        What::Char(_) => (b'3', &[][..], &empty),
-        What::Block(_) => (b'4', &[][..], &empty),
-        What::Dir => (b'5', &[][..], &empty),
-        What::Fifo => (b'6', &[][..], &empty),
-        What::Global => {
-            entry
-                .pax
-                .iter()
-                .for_each(|(k, v)| pax_record(&mut records, k, v));
-            return write_extension(b'g', &entry.name, &records, out);
-        }
-        What::Raw(flag, to, data) => (*flag, &to[..], data),
-    };
+    let (flag, link, data) = flag_link_data(&entry.what, &empty);
     header.put(Field::Type, &[flag]);
     let forced = entry.format == Format::Pax;
     if !header.name(&entry.name) || forced {
@@ -130,30 +118,7 @@ fn write_entry(entry: &Entry, out: &mut dyn Write) -> io::Result<()> {
             _ => pax_record(&mut records, b"linkpath", link),
         }
     }
-    let default_mode = if entry.what == What::Dir {
-        0o755
-    } else {
-        0o644
-    };
-    header.number(Field::Mode, entry.mode.unwrap_or(default_mode).into());
-    let size = entry.declare.unwrap_or(data.len());
-    let Timestamp { secs, nanos } = entry.mtime;
-    for (field, key, n, must) in [
-        (Field::Uid, "uid", i128::from(entry.owner.uid), false),
-        (Field::Gid, "gid", entry.owner.gid.into(), false),
-        (Field::Size, "size", size.into(), false),
-        (Field::Mtime, "mtime", secs.into(), forced || nanos != 0),
-    ] {
-        let fits = header.number(field, n);
-        if entry.format != Format::Gnu && (!fits || must) {
-            let text = if field == Field::Mtime {
-                decimal(entry.mtime)
-            } else {
-                n.to_string()
-            };
-            pax_record(&mut records, key.as_bytes(), text.as_bytes());
-        }
-    }
+    put_numbers(&mut header, &mut records, entry, data.len());
     if let What::Char(dev) | What::Block(dev) = entry.what {
         header.number(Field::Major, dev.major.into());
         header.number(Field::Minor, dev.minor.into());
@@ -165,10 +130,7 @@ fn write_entry(entry: &Entry, out: &mut dyn Write) -> io::Result<()> {
             &value.0,
         );
     }
-    entry
-        .pax
-        .iter()
-        .for_each(|(k, v)| pax_record(&mut records, k, v));
+    add_pax(&mut records, entry);
     if !records.is_empty() {
         write_extension(b'x', b"PaxHeaders.0/entry", &records, out)?;
     }
@@ -178,6 +140,60 @@ fn write_entry(entry: &Entry, out: &mut dyn Write) -> io::Result<()> {
     let checksum = entry.fields.iter().find(|(f, _)| *f == Field::Checksum);
     out.write_all(&header.finish(checksum.map(|(_, b)| b.as_slice())))?;
     write_data(data, out)
+}
+
+/// The type flag, the link's target and the content of an entry that is no global header; `empty` is the content of what has none.
+fn flag_link_data<'a>(what: &'a What, empty: &'a Data) -> (u8, &'a [u8], &'a Data) {
+    match what {
+        What::File(data) => (b'0', &[], data),
+        What::Hardlink(to) => (b'1', to, empty),
+        What::Symlink(to) => (b'2', to, empty),
+        What::Char(_) => (b'3', &[], empty),
+        What::Block(_) => (b'4', &[], empty),
+        What::Dir => (b'5', &[], empty),
+        What::Fifo => (b'6', &[], empty),
+        What::Global => (b'g', &[], empty),
+        What::Raw(flag, to, data) => (*flag, to, data),
+    }
+}
+
+/// Mode, owner, size and time, in PAX records where the header's fields cannot hold them.
+fn put_numbers(header: &mut Header, records: &mut Vec<u8>, entry: &Entry, data_len: u64) {
+    let default_mode = if entry.what == What::Dir {
+        0o755
+    } else {
+        0o644
+    };
+    header.number(Field::Mode, entry.mode.unwrap_or(default_mode).into());
+    let size = entry.declare.unwrap_or(data_len);
+    let Timestamp { secs, nanos } = entry.mtime;
+    for (field, key, n, must) in [
+        (Field::Uid, "uid", i128::from(entry.owner.uid), false),
+        (Field::Gid, "gid", entry.owner.gid.into(), false),
+        (Field::Size, "size", size.into(), false),
+        (
+            Field::Mtime,
+            "mtime",
+            secs.into(),
+            entry.format == Format::Pax || nanos != 0,
+        ),
+    ] {
+        let fits = header.number(field, n);
+        if entry.format != Format::Gnu && (!fits || must) {
+            let text = if field == Field::Mtime {
+                decimal(entry.mtime)
+            } else {
+                n.to_string()
+            };
+            pax_record(records, key.as_bytes(), text.as_bytes());
+        }
+    }
+}
+
+fn add_pax(records: &mut Vec<u8>, entry: &Entry) {
+    for (key, value) in &entry.pax {
+        pax_record(records, key, value);
+    }
 }
 
 fn write_extension(flag: u8, name: &[u8], data: &[u8], out: &mut dyn Write) -> io::Result<()> {

@@ -39,46 +39,22 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::Symlink(o) => symlink(root, o),
         Op::Hardlink(o) => hardlink(root, &o.to.0, &o.path.0),
         Op::Fifo(o) => {
-            let about = Node {
-                kind: FileType::Fifo,
-                dev: None,
-                mode: &o.mode,
-                owner: &o.owner,
-                mtime: &o.mtime,
-            };
-            node(root, &o.path.0, &about)
+            let about = Attrs::of(&o.mode, &o.owner, &o.mtime);
+            node(root, &o.path.0, FileType::Fifo, None, &about)
         }
         Op::Socket(o) => {
-            let about = Node {
-                kind: FileType::Socket,
-                dev: None,
-                mode: &o.mode,
-                owner: &o.owner,
-                mtime: &None,
-            };
-            node(root, &o.path.0, &about)
+            let about = Attrs::of(&o.mode, &o.owner, &None);
+            node(root, &o.path.0, FileType::Socket, None, &about)
         }
         Op::Char(o) => {
-            let kind = FileType::CharacterDevice;
-            let about = Node {
-                kind,
-                dev: Some(o.dev.0),
-                mode: &o.mode,
-                owner: &o.owner,
-                mtime: &o.mtime,
-            };
-            node(root, &o.path.0, &about)
+            let (kind, dev) = (FileType::CharacterDevice, Some(o.dev.0));
+            let about = Attrs::of(&o.mode, &o.owner, &o.mtime);
+            node(root, &o.path.0, kind, dev, &about)
         }
         Op::Block(o) => {
-            let kind = FileType::BlockDevice;
-            let about = Node {
-                kind,
-                dev: Some(o.dev.0),
-                mode: &o.mode,
-                owner: &o.owner,
-                mtime: &o.mtime,
-            };
-            node(root, &o.path.0, &about)
+            let (kind, dev) = (FileType::BlockDevice, Some(o.dev.0));
+            let about = Attrs::of(&o.mode, &o.owner, &o.mtime);
+            node(root, &o.path.0, kind, dev, &about)
         }
         Op::Remove(o) => remove(root, &o.path.0, &[], fs::remove_all),
         Op::Unlink(o) => remove(root, &o.path.0, &[Errno::ISDIR], |d, n| {
@@ -88,16 +64,7 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
             rustix::fs::unlinkat(d, n, AtFlags::REMOVEDIR)
         }),
         Op::Rename(o) => rename(root, o),
-        Op::Chmod(o) => {
-            let target = open(root, &o.path.0, OFlags::PATH, Mode::empty())?;
-            // fchmod refuses O_PATH descriptors, and fchmodat2 is as new as Linux 6.6.
-            Ok(rustix::fs::chmodat(
-                CWD,
-                fs::fd_path(target.as_fd()),
-                mode(o.mode.0),
-                AtFlags::empty(),
-            )?)
-        }
+        Op::Chmod(o) => chmod(root, &o.path.0, o.mode.0),
         Op::Chown(o) => {
             let (parent, name) = parent(root, &o.path.0)?;
             chown(parent.as_fd(), &name, o.owner.0, o.recursive)
@@ -108,25 +75,11 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         }
         Op::Write(o) => {
             let at = o.at.as_ref().map_or(0, |at| at.0);
-            let file = open(root, &o.path.0, OFlags::WRONLY, Mode::empty())?;
-            Ok(write_all_at(file.as_fd(), &o.text.0, at)?)
+            write(root, &o.path.0, OFlags::empty(), &o.text.0, at)
         }
-        Op::Append(o) => {
-            let file = open(
-                root,
-                &o.path.0,
-                OFlags::WRONLY | OFlags::APPEND,
-                Mode::empty(),
-            )?;
-            // With O_APPEND the offset is not looked at.
-            Ok(write_all_at(file.as_fd(), &o.text.0, 0)?)
-        }
-        Op::Truncate(o) => {
-            let target = open(root, &o.path.0, OFlags::PATH, Mode::empty())?;
-            let size = i64::try_from(o.size.0).map_err(|_| Errno::INVAL)?;
-            nix::unistd::truncate(&fs::fd_path(target.as_fd()), size)
-                .map_err(|e| Errno::from_raw_os_error(e as i32).into())
-        }
+        // With O_APPEND the offset is not looked at.
+        Op::Append(o) => write(root, &o.path.0, OFlags::APPEND, &o.text.0, 0),
+        Op::Truncate(o) => truncate(root, &o.path.0, o.size.0),
         Op::Setxattr(o) => {
             // Kernels differ in whether the name or the path is looked at first.
             let key = key(&o.name)?;
@@ -144,6 +97,29 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::List(o) => list(root, o),
         Op::Inode(o) => inode(root, o, inodes),
     }
+}
+
+fn chmod(root: BorrowedFd<'_>, path: &TreePath, bits: u32) -> Outcome {
+    let target = open(root, path, OFlags::PATH, Mode::empty())?;
+    // fchmod refuses O_PATH descriptors, and fchmodat2 is as new as Linux 6.6.
+    Ok(rustix::fs::chmodat(
+        CWD,
+        fs::fd_path(target.as_fd()),
+        mode(bits),
+        AtFlags::empty(),
+    )?)
+}
+
+fn write(root: BorrowedFd<'_>, path: &TreePath, flags: OFlags, bytes: &[u8], at: u64) -> Outcome {
+    let file = open(root, path, OFlags::WRONLY | flags, Mode::empty())?;
+    Ok(write_all_at(file.as_fd(), bytes, at)?)
+}
+
+fn truncate(root: BorrowedFd<'_>, path: &TreePath, size: u64) -> Outcome {
+    let target = open(root, path, OFlags::PATH, Mode::empty())?;
+    let size = i64::try_from(size).map_err(|_| Errno::INVAL)?;
+    nix::unistd::truncate(&fs::fd_path(target.as_fd()), size)
+        .map_err(|e| Errno::from_raw_os_error(e as i32).into())
 }
 
 /// Sets the times that waited for the end. A directory that is gone by a way that could not be followed (another name of it) is left out.
@@ -382,23 +358,35 @@ fn hardlink(root: BorrowedFd<'_>, existing: &TreePath, new: &TreePath) -> Outcom
     )?)
 }
 
-/// What the operations that make a special file have in common.
-struct Node<'a> {
-    kind: FileType,
-    dev: Option<Rdev>,
+/// The attributes that an operation may give to a special file it makes.
+struct Attrs<'a> {
     mode: &'a Option<op::Mode>,
     owner: &'a Option<op::OwnerText>,
     mtime: &'a Option<op::Time>,
 }
 
-fn node(root: BorrowedFd<'_>, path: &TreePath, about: &Node<'_>) -> Outcome {
+impl<'a> Attrs<'a> {
+    fn of(
+        mode: &'a Option<op::Mode>,
+        owner: &'a Option<op::OwnerText>,
+        mtime: &'a Option<op::Time>,
+    ) -> Self {
+        Self { mode, owner, mtime }
+    }
+}
+
+fn node(
+    root: BorrowedFd<'_>,
+    path: &TreePath,
+    kind: FileType,
+    dev: Option<Rdev>,
+    about: &Attrs<'_>,
+) -> Outcome {
     let (parent, name) = new_name(root, path)?;
     let create = about.mode.as_ref().map_or(CREATE_MODE_FILE, |m| m.0) & 0o777;
-    let dev = about
-        .dev
-        .map_or(0, |d| rustix::fs::makedev(d.major, d.minor));
+    let dev = dev.map_or(0, |d| rustix::fs::makedev(d.major, d.minor));
     // A socket made by mknod is like one left behind by its server, and its path has no length limit.
-    rustix::fs::mknodat(&parent, &name, about.kind, mode(create), dev)?;
+    rustix::fs::mknodat(&parent, &name, kind, mode(create), dev)?;
     set_owner_and_mode(parent.as_fd(), &name, about.owner, about.mode)?;
     if let Some(time) = about.mtime {
         touch(parent.as_fd(), &name, time.0)?;
