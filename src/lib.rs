@@ -20,6 +20,7 @@ pub mod drivers;
 pub mod graphdriver;
 pub mod graphtest;
 pub mod lab;
+mod named;
 pub mod sys;
 pub mod tree;
 

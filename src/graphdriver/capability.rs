@@ -1,75 +1,38 @@
 //! What a driver may or may not claim.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::str::FromStr;
 
-macro_rules! capabilities {
-    ($( $(#[doc = $doc:literal])* $variant:ident = $name:literal; )*) => {
-        /// Something a driver may or may not claim; scenarios name what they need. Never asked for by a driver's name.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Capability { $( $(#[doc = $doc])* $variant, )* }
+use crate::named::named;
 
-        impl Capability {
-            /// Every capability.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name used in scenario files and reports.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),* }
-            }
-
-            /// One sentence on what it means.
-            pub fn about(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),*).trim_ascii()),* }
-            }
-        }
-    };
-}
-
-capabilities! {
-    /// Diff and DiffSize against the direct parent do not compare whole trees.
-    NativeDiff = "native-diff";
-    /// A layer's `size` option is enforced on `create_read_write`.
-    Quota = "quota";
-    /// Uid and gid maps shift owners in diff and apply.
-    IdMaps = "id-maps";
-    /// `get` mounts a filesystem, which `put` takes away (for layers that have a parent).
-    Mounts = "mounts";
-    /// A layer that has children is shown read-only.
-    FrozenParent = "frozen-parent";
-    /// A layer can be removed while it has children, which keep their content.
-    IndependentChildren = "independent-children";
-    /// A layer that has children cannot be removed.
-    RefusesParentRemoval = "refuses-parent-removal";
-    /// rename(2) of a directory that comes from the parent works (otherwise it fails with EXDEV).
-    DirRename = "dir-rename";
-    /// Writing to one of two hard links from the parent changes both names (otherwise they split).
-    HardlinkCopyUp = "hardlink-copy-up";
-    /// A file keeps `st_dev` and `st_ino` when it is first written in a child.
-    StableInode = "stable-inode";
-    /// Unix sockets in a parent are seen in its children.
-    Sockets = "sockets";
-    /// Diff gives back byte for byte the archive that was applied (moby's `ReproducesExactDiffs`).
-    ExactDiffs = "exact-diffs";
-    /// Files of a layer's diff can be read at random (moby's `DiffGetterDriver`).
-    DiffGetter = "diff-getter";
-}
-
-impl fmt::Display for Capability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Capability {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|c| c.name() == s)
-            .ok_or_else(|| format!("unknown capability `{s}`"))
+named! {
+    /// Something a driver may or may not claim; scenarios name what they need. Never asked for by a driver's name.
+    Capability, "capability" {
+        /// Diff and DiffSize against the direct parent do not compare whole trees.
+        NativeDiff = "native-diff";
+        /// A layer's `size` option is enforced on `create_read_write`.
+        Quota = "quota";
+        /// Uid and gid maps shift owners in diff and apply.
+        IdMaps = "id-maps";
+        /// `get` mounts a filesystem, which `put` takes away (for layers that have a parent).
+        Mounts = "mounts";
+        /// A layer that has children is shown read-only.
+        FrozenParent = "frozen-parent";
+        /// A layer can be removed while it has children, which keep their content.
+        IndependentChildren = "independent-children";
+        /// A layer that has children cannot be removed.
+        RefusesParentRemoval = "refuses-parent-removal";
+        /// rename(2) of a directory that comes from the parent works (otherwise it fails with EXDEV).
+        DirRename = "dir-rename";
+        /// Writing to one of two hard links from the parent changes both names (otherwise they split).
+        HardlinkCopyUp = "hardlink-copy-up";
+        /// A file keeps `st_dev` and `st_ino` when it is first written in a child.
+        StableInode = "stable-inode";
+        /// Unix sockets in a parent are seen in its children.
+        Sockets = "sockets";
+        /// Diff gives back byte for byte the archive that was applied (moby's `ReproducesExactDiffs`).
+        ExactDiffs = "exact-diffs";
+        /// Files of a layer's diff can be read at random (moby's `DiffGetterDriver`).
+        DiffGetter = "diff-getter";
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::named::named;
+
 /// A driver's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -102,64 +104,31 @@ pub enum Error {
     Other(String),
 }
 
-/// The classes of error that scenarios name after `fails:`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ErrorClass {
-    /// One of the three not-supported errors, or a quota that cannot be kept.
-    NotSupported,
-    /// No such layer.
-    NotFound,
-    /// The id is taken.
-    Exists,
-    /// The id is not valid.
-    InvalidId,
-    /// An option is not known.
-    InvalidOption,
-    /// The chain is too long.
-    TooDeep,
-    /// In use.
-    InUse,
-    /// Driver state on disk is damaged.
-    Damaged,
-    /// The archive is at fault.
-    Archive,
-    /// State of several drivers.
-    Conflict,
-    /// A system call failed, or something else.
-    Other,
-}
-
-impl ErrorClass {
-    /// Every class.
-    pub const ALL: &'static [Self] = &[
-        Self::NotSupported,
-        Self::NotFound,
-        Self::Exists,
-        Self::InvalidId,
-        Self::InvalidOption,
-        Self::TooDeep,
-        Self::InUse,
-        Self::Damaged,
-        Self::Archive,
-        Self::Conflict,
-        Self::Other,
-    ];
-
-    /// The name used in scenario files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NotSupported => "not-supported",
-            Self::NotFound => "not-found",
-            Self::Exists => "exists",
-            Self::InvalidId => "invalid-id",
-            Self::InvalidOption => "invalid-option",
-            Self::TooDeep => "too-deep",
-            Self::InUse => "in-use",
-            Self::Damaged => "damaged",
-            Self::Archive => "archive",
-            Self::Conflict => "conflict",
-            Self::Other => "other",
-        }
+named! {
+    /// The classes of error that scenarios name after `fails:`.
+    ErrorClass, "error class" {
+        /// One of the three not-supported errors, or a quota that cannot be kept.
+        NotSupported = "not-supported";
+        /// No such layer.
+        NotFound = "not-found";
+        /// The id is taken.
+        Exists = "exists";
+        /// The id is not valid.
+        InvalidId = "invalid-id";
+        /// An option is not known.
+        InvalidOption = "invalid-option";
+        /// The chain is too long.
+        TooDeep = "too-deep";
+        /// In use.
+        InUse = "in-use";
+        /// Driver state on disk is damaged.
+        Damaged = "damaged";
+        /// The archive is at fault.
+        Archive = "archive";
+        /// State of several drivers.
+        Conflict = "conflict";
+        /// A system call failed, or something else.
+        Other = "other";
     }
 }
 

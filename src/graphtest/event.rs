@@ -1,62 +1,33 @@
 //! What happens in a run, as it happens. Everything a person or a machine gets to see is made from these.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// How one result counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outcome {
-    /// Everything held.
-    Pass,
-    /// Something did not hold.
-    Fail,
-    /// It could not be tried; the reason says what was missing.
-    Skip,
-    /// It failed as known, or it is a `may` that does not hold.
-    XFail,
-    /// It passed although it is known to fail.
-    XPass,
+use crate::named::named;
+
+named! {
+    /// How one result counts; the order is that in which they are counted.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    Outcome, "outcome" {
+        /// Everything held.
+        Pass = "pass";
+        /// Something did not hold.
+        Fail = "fail";
+        /// It could not be tried; the reason says what was missing.
+        Skip = "skip";
+        /// It failed as known, or it is a `may` that does not hold.
+        XFail = "xfail";
+        /// It passed although it is known to fail.
+        XPass = "xpass";
+    }
 }
 
 impl Outcome {
-    /// Every outcome, in the order in which they are counted.
-    pub const ALL: &'static [Self] =
-        &[Self::Pass, Self::Fail, Self::Skip, Self::XFail, Self::XPass];
-
-    /// The name in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Fail => "fail",
-            Self::Skip => "skip",
-            Self::XFail => "xfail",
-            Self::XPass => "xpass",
-        }
-    }
-
     /// Whether it counts against the driver.
     pub fn is_bad(self) -> bool {
         matches!(self, Self::Fail | Self::XPass)
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Outcome {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|o| o.name() == s)
-            .ok_or_else(|| format!("unknown outcome `{s}`"))
     }
 }
 

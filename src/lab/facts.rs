@@ -1,12 +1,10 @@
 //! What a machine and a filesystem can do: tried out, never assumed.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::str::FromStr;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev, mknodat, utimensat,
@@ -15,73 +13,37 @@ use rustix::fs::{chownat, ioctl_ficlone, lgetxattr, lsetxattr};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Gid, Uid};
 
+use crate::named::named;
 use crate::sys::ns::enter_private_mount_ns;
 use crate::sys::ptrace::fork_killed_at_syscall;
 
-macro_rules! facts {
-    ($( $(#[doc = $doc:literal])* $variant:ident = $name:literal; )*) => {
-        /// One fact about the machine or a place, as scenarios name it after `needs:`.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Fact { $( $(#[doc = $doc])* $variant, )* }
-
-        impl Fact {
-            /// Every fact.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-
-            /// The name used in scenario files and reports.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name),* }
-            }
-
-            /// One sentence on what it means.
-            pub fn about(self) -> &'static str {
-                match self { $(Self::$variant => concat!($($doc),*).trim_ascii()),* }
-            }
-        }
-    };
-}
-
-facts! {
-    /// The process is root of the machine, not of a user namespace.
-    Root = "root";
-    /// Files can be given to any owner.
-    Owners = "owners";
-    /// Device nodes can be made.
-    Mknod = "mknod";
-    /// Extended attributes `user.*` are kept.
-    XattrUser = "xattr-user";
-    /// Extended attributes `trusted.*` are kept.
-    XattrTrusted = "xattr-trusted";
-    /// `security.capability` is kept.
-    XattrSecurity = "xattr-security";
-    /// POSIX access lists are kept.
-    Acl = "acl";
-    /// Holes in files take no space and are found with SEEK_HOLE.
-    Sparse = "sparse";
-    /// Times are kept to the nanosecond.
-    Nanoseconds = "nanoseconds";
-    /// An overlay whose upper directory lies here can be mounted.
-    Overlayfs = "overlayfs";
-    /// A process may trace its own children.
-    Ptrace = "ptrace";
-    /// Files can share their blocks (FICLONE).
-    Reflink = "reflink";
-}
-
-impl fmt::Display for Fact {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Fact {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|f| f.name() == s)
-            .ok_or_else(|| format!("unknown fact `{s}`"))
+named! {
+    /// One fact about the machine or a place, as scenarios name it after `needs:`.
+    Fact, "fact" {
+        /// The process is root of the machine, not of a user namespace.
+        Root = "root";
+        /// Files can be given to any owner.
+        Owners = "owners";
+        /// Device nodes can be made.
+        Mknod = "mknod";
+        /// Extended attributes `user.*` are kept.
+        XattrUser = "xattr-user";
+        /// Extended attributes `trusted.*` are kept.
+        XattrTrusted = "xattr-trusted";
+        /// `security.capability` is kept.
+        XattrSecurity = "xattr-security";
+        /// POSIX access lists are kept.
+        Acl = "acl";
+        /// Holes in files take no space and are found with SEEK_HOLE.
+        Sparse = "sparse";
+        /// Times are kept to the nanosecond.
+        Nanoseconds = "nanoseconds";
+        /// An overlay whose upper directory lies here can be mounted.
+        Overlayfs = "overlayfs";
+        /// A process may trace its own children.
+        Ptrace = "ptrace";
+        /// Files can share their blocks (FICLONE).
+        Reflink = "reflink";
     }
 }
 
