@@ -23,13 +23,13 @@ use rustix::io::Errno;
 use super::copy::{Files, copy_directory_attributes, copy_tree};
 use super::home::{
     Home, IdLocks, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
-    set_owner_and_mode, size_option, unmount_below, write_atomically,
+    set_owner_and_mode, size_option, write_atomically,
 };
 use super::overlayfs::{COMMITTED, MERGED, Mounts, Support, View, freeze, thaw};
 use crate::archive::{self, ApplyOptions};
 use crate::graphdriver::{
-    ApplyDiff, Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId,
-    NaiveDiffWithApply, ProtoDriver, Result,
+    ApplyDiff, Capabilities, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiffWithApply,
+    ProtoDriver, Result,
 };
 use crate::sys::{remove::remove_tree_at, xattr};
 use crate::tree::Owner;
@@ -435,9 +435,7 @@ impl ProtoDriver for Overlay {
                 why: format!("layer {child} lies on it"),
             });
         }
-        self.mounts.release(&self.home, &id)?;
-        unmount_below(&self.home.layer_path(&id))?;
-        self.home.discard(&id)
+        self.mounts.remove(&self.home, &id)
     }
 
     fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
@@ -459,12 +457,7 @@ impl ProtoDriver for Overlay {
     }
 
     fn status(&self) -> Vec<(String, String)> {
-        [
-            ("Backing Filesystem", self.support.backing.to_string()),
-            ("Supports d_type", true.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        self.support.status()
     }
 
     /// Of an image layer `RootDir`; of others `LowerDir`, `UpperDir` and `WorkDir`, and `MergedDir` while it is mounted. Every path exists.
@@ -493,21 +486,6 @@ impl ProtoDriver for Overlay {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let probed = [
-            (self.support.dir_rename, Capability::DirRename),
-            (self.support.hard_links, Capability::HardlinkCopyUp),
-            (self.support.stable_inode, Capability::StableInode),
-        ];
-        let always = [
-            Capability::IdMaps,
-            Capability::Mounts,
-            Capability::FrozenParent,
-            Capability::RefusesParentRemoval,
-            Capability::Sockets,
-        ];
-        let probed = probed
-            .into_iter()
-            .filter_map(|(works, claim)| works.then_some(claim));
-        Capabilities::new(probed.chain(always))
+        Capabilities::new(self.support.claims())
     }
 }

@@ -25,8 +25,7 @@ use rustix::io::Errno;
 
 use super::copy::copy_directory_attributes;
 use super::home::{
-    Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, unmount_below,
-    write_atomically,
+    Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
 };
 use super::overlayfs::{MAX_LOWERS, MERGED, Mounts, OverlayMount, Support, View, freeze, thaw};
 use crate::graphdriver::{
@@ -358,9 +357,7 @@ impl ProtoDriver for Overlay2 {
                 why: format!("layer {child} lies on it"),
             });
         }
-        self.mounts.release(&self.home, &id)?;
-        unmount_below(&self.home.layer_path(&id))?;
-        self.home.discard(&id)?;
+        self.mounts.remove(&self.home, &id)?;
         // After the layer, so that a layer never lacks its link; what a killed process leaves is swept at the next start.
         match record {
             Some(record) => self.links.remove(&record.link, &id),
@@ -387,16 +384,15 @@ impl ProtoDriver for Overlay2 {
     }
 
     fn status(&self) -> Vec<(String, String)> {
-        let support = &self.support;
-        [
-            ("Backing Filesystem", support.backing.to_string()),
-            ("Supports d_type", true.to_string()),
-            ("Using metacopy", support.metacopy.to_string()),
-            ("Native Overlay Diff", support.native_diff.to_string()),
-            ("userxattr", support.user_xattr.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        let own = [
+            ("Using metacopy", self.support.metacopy),
+            ("Native Overlay Diff", self.support.native_diff),
+            ("userxattr", self.support.user_xattr),
+        ];
+        let own = own.map(|(key, value)| (key.to_owned(), value.to_string()));
+        let mut status = self.support.status();
+        status.extend(own);
+        status
     }
 
     /// `UpperDir` always; `LowerDir` and `WorkDir` with a parent; `MergedDir` while the layer is mounted. Every path exists.
@@ -427,25 +423,9 @@ impl ProtoDriver for Overlay2 {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let support = &self.support;
-        let probed = [
-            (support.native_diff, Capability::NativeDiff),
-            (support.dir_rename, Capability::DirRename),
-            (support.hard_links, Capability::HardlinkCopyUp),
-            (support.stable_inode, Capability::StableInode),
-        ];
-        let always = [
-            Capability::IdMaps,
-            Capability::Mounts,
-            Capability::FrozenParent,
-            Capability::RefusesParentRemoval,
-            Capability::Sockets,
-            Capability::DiffGetter,
-        ];
-        let probed = probed
-            .into_iter()
-            .filter_map(|(works, claim)| works.then_some(claim));
+        let native = self.support.native_diff.then_some(Capability::NativeDiff);
+        let own = native.into_iter().chain([Capability::DiffGetter]);
         let layers = u32::try_from(self.max_lowers() + 1).unwrap_or(u32::MAX);
-        Capabilities::new(probed.chain(always)).with_max_depth(layers)
+        Capabilities::new(self.support.claims().chain(own)).with_max_depth(layers)
     }
 }

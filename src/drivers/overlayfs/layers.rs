@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use super::probe::Support;
-use crate::drivers::home::{Home, detach, write_atomically};
+use crate::drivers::home::{Home, detach, unmount_below, write_atomically};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 
@@ -119,6 +119,13 @@ impl Mounts {
             detach(&merged)?;
         }
         take_away(&merged)
+    }
+
+    /// Unmounts the layer, and whatever else is mounted below its directory, and removes it.
+    pub fn remove(&self, home: &Home, id: &LayerId) -> Result<()> {
+        self.release(home, id)?;
+        unmount_below(&home.layer_path(id))?;
+        home.discard(id)
     }
 
     /// Unmounts every layer below the home, also of earlier processes; nothing else that is mounted there.
