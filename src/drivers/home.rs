@@ -453,12 +453,9 @@ pub(super) fn open_dir(at: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Resu
 
 /// Detaches every mount at or below `path`, the innermost first.
 pub(super) fn unmount_below(path: &Path) -> Result<()> {
-    let mounts =
-        sys::mount::mounts_below(path).map_err(|e| Error::io("read the mounts below", path, e))?;
-    for mount in mounts.iter().rev() {
-        detach(&mount.path)?;
-    }
-    Ok(())
+    sys::mount::umount_below(path)
+        .map(drop)
+        .map_err(|e| Error::io("take mounts away below", path, e))
 }
 
 /// Detaches a mount; that nothing is mounted there is success.

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::sys::mount::{mounts_below, umount_detach};
+use crate::sys::mount::umount_below;
 use crate::sys::remove::remove_tree;
 use crate::tree::op::Bytes;
 
@@ -302,13 +302,7 @@ fn give_back(id: &str, dir: &Path) -> Result<bool, String> {
             )),
         };
     }
-    let mut mounts = mounts_below(dir).map_err(|e| fail("list mounts", &e))?;
-    // The last mounted goes first.
-    mounts.reverse();
-    for mount in mounts {
-        umount_detach(&mount.path)
-            .map_err(|e| fail(&format!("unmount {}", mount.path.display()), &e))?;
-    }
+    umount_below(dir).map_err(|e| fail("take mounts away", &e))?;
     // The mark goes last: a removal that is itself interrupted can be taken up again.
     let inner = fs::read_dir(dir).map_err(|e| fail("read", &e))?;
     for entry in inner

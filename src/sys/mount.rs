@@ -8,6 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
 pub use rustix::mount::MountFlags;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
@@ -111,6 +112,25 @@ pub fn umount_detach(path: &Path) -> io::Result<()> {
         path,
         UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
     )?)
+}
+
+/// Detaches every mount at or below `path`, the last one first, and returns where they were. One that went with another, or that
+/// somebody else took away meanwhile, is no error.
+///
+/// # Errors
+/// The mount table cannot be read, or a mount cannot be detached; the message names it.
+pub fn umount_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut gone = Vec::new();
+    for mount in mounts_below(path)?.into_iter().rev() {
+        match umount_detach(&mount.path) {
+            Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::NOENT)) => {
+                let what = format!("unmount {}: {e}", mount.path.display());
+                return Err(io::Error::new(e.kind(), what));
+            }
+            _ => gone.push(mount.path),
+        }
+    }
+    Ok(gone)
 }
 
 /// The mount table of the calling thread's mount namespace, in the kernel's order (a mount comes after what it is on).
@@ -262,5 +282,30 @@ mod tests {
                 .iter()
                 .any(|m| m.fs_type == "proc")
         );
+    }
+
+    #[test]
+    fn all_below_is_taken_away_and_nothing_beside() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "run as root: sudo -E env PATH=\"$PATH\" cargo test"
+        );
+        // A namespace of this thread's own.
+        crate::sys::ns::enter_private_mount_ns().expect("a mount namespace");
+        let dir = tempfile::tempdir().expect("a directory");
+        let tmpfs = |name: &str| {
+            let at = dir.path().join(name);
+            std::fs::create_dir(&at).expect("a mount point");
+            let none = MountFlags::empty();
+            mount(Path::new("graphtest"), &at, "tmpfs", none, b"").expect("a tmpfs");
+            at
+        };
+        let (below, inside, beside) = (tmpfs("a"), tmpfs("a/b"), tmpfs("ab"));
+        let gone = umount_below(&below).expect("all taken away");
+        assert_eq!(gone, [inside, below.clone()]);
+        let left = mounts_below(dir.path()).expect("mountinfo");
+        assert_eq!(left.iter().map(|m| &m.path).collect::<Vec<_>>(), [&beside]);
+        assert!(umount_below(&below).expect("nothing to do").is_empty());
+        umount_below(&beside).expect("taken away");
     }
 }

@@ -94,6 +94,31 @@ fn list_once(dir: BorrowedFd<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize, 
     }
 }
 
+/// getxattrat(2) or setxattrat(2).
+///
+/// # Safety
+/// `args` must describe memory that the call may read, or for getxattrat(2) write.
+unsafe fn call_with_args(
+    number: libc::c_long,
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    key: &CStr,
+    args: &XattrArgs,
+) -> libc::c_long {
+    // SAFETY: both names end in NUL; the caller answers for what `args` describes.
+    unsafe {
+        libc::syscall(
+            number,
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            at_flags(name),
+            key.as_ptr(),
+            &raw const *args,
+            size_of::<XattrArgs>(),
+        )
+    }
+}
+
 fn get_once(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buf: &mut [u8]) -> Result<usize, Errno> {
     if has_xattrat() {
         let size = u32::try_from(buf.len()).unwrap_or(u32::MAX);
@@ -102,18 +127,8 @@ fn get_once(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, buf: &mut [u8]) -> Res
             size,
             flags: 0,
         };
-        // SAFETY: both names end in NUL, `args` describes `buf`, and the kernel writes at most `size` bytes into it.
-        let ret = unsafe {
-            libc::syscall(
-                SYS_GETXATTRAT,
-                dir.as_raw_fd(),
-                name.as_ptr(),
-                at_flags(name),
-                key.as_ptr(),
-                &raw const args,
-                size_of::<XattrArgs>(),
-            )
-        };
+        // SAFETY: `args` describes `buf`, and the kernel writes at most `size` bytes into it.
+        let ret = unsafe { call_with_args(SYS_GETXATTRAT, dir, name, key, &args) };
         if let Some(result) = outcome(ret, name) {
             return result;
         }
@@ -181,18 +196,8 @@ pub fn set(dir: BorrowedFd<'_>, name: &CStr, key: &CStr, value: &[u8]) -> Result
             size,
             flags: 0,
         };
-        // SAFETY: both names end in NUL, and `args` describes `value`, which the kernel only reads.
-        let ret = unsafe {
-            libc::syscall(
-                SYS_SETXATTRAT,
-                dir.as_raw_fd(),
-                name.as_ptr(),
-                at_flags(name),
-                key.as_ptr(),
-                &raw const args,
-                size_of::<XattrArgs>(),
-            )
-        };
+        // SAFETY: `args` describes `value`, which the kernel only reads.
+        let ret = unsafe { call_with_args(SYS_SETXATTRAT, dir, name, key, &args) };
         if let Some(result) = outcome(ret, name) {
             return result.map(drop);
         }

@@ -1,7 +1,7 @@
 //! The driver's home as a whole: what it held, whether it still does, taking it away.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::call::{Done, Fail};
 use crate::sys;
@@ -56,19 +56,8 @@ impl HomeState {
     }
 }
 
-/// Takes every mount at or below `path` away, the last one first.
-pub(crate) fn unmount_below(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let mounts = sys::mount::mounts_below(path)?;
-    let mut gone = Vec::new();
-    for mount in mounts.into_iter().rev() {
-        sys::mount::umount_detach(&mount.path)?;
-        gone.push(mount.path);
-    }
-    Ok(gone)
-}
-
 /// Removes a scenario's directory, with what is still mounted there.
 pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
-    unmount_below(dir)?;
+    sys::mount::umount_below(dir)?;
     sys::remove::remove_tree(dir)
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::archives::Archive;
 use super::call::{Done, Fail, describe};
 use super::layers::Layers;
-use super::state;
 use crate::graphdriver::{Capabilities, Driver};
 use crate::graphtest::outcome::Progress;
 use crate::graphtest::step::{Action, Expect, Step};
@@ -237,7 +236,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Takes mounts away and forgets the driver as a crash would: nothing is given back by it.
+    /// Forgets the driver as a crash would: it gives nothing back, and its mounts stay.
     pub fn abandon(&mut self) {
         if let Some(driver) = self.running.take() {
             // A crash runs no destructor.
@@ -249,7 +248,7 @@ impl<'a> World<'a> {
 
     /// Unmounts everything below the home; for the harness's own use between two tries.
     pub fn unmount_home(&self) -> Done {
-        state::unmount_below(&self.home)
+        sys::mount::umount_below(&self.home)
             .map(|_| ())
             .map_err(|e| Fail::new(format!("the home cannot be unmounted: {e}")))
     }
