@@ -37,7 +37,7 @@ pub struct WriteOptions {
 /// Entries stand in the order of a walk that takes names in byte order (a deletion at the name it deletes), so equal content gives equal
 /// bytes whatever driver keeps it, and extractors that set a directory's time when they leave it get it right. Directories end
 /// in `/` and come before what they hold; names of one inode become hard links to the first of them; sockets, which tar does not know, are
-/// left out, and so is what vanished meanwhile. A file that shrinks while it is read is filled with zeros. Headers are ustar,
+/// left out (in the place of something else, one is a deletion), and so is what vanished meanwhile. A file that shrinks while it is read is filled with zeros. Headers are ustar,
 /// with PAX records for what that cannot hold: long or non-ASCII names, large numbers, fractions of seconds, attributes.
 /// Deletions are empty files `.wh.NAME` of mode 0, owner 0:0 and time 0.
 ///

@@ -12,15 +12,29 @@ use crate::archive::{Change, ChangeKind, Error};
 use crate::tree::TreePath;
 
 /// Adds the directories around the changes and the unchanged names of inodes that have a changed name too (a reader that gets only
-/// the new name of an old file could not make it a link of the old one), and puts all in the order of a walk.
+/// the new name of an old file could not make it a link of the old one), and puts all in the order of a walk. A socket, which tar does
+/// not know, in the place of something else is the deletion of that: left out, what it replaced would come back.
 pub(super) fn complete(dirs: &mut Dirs, changes: Vec<Change>) -> Result<Vec<Change>, Error> {
     let mut changes = with_parents(changes);
     let mut missing: HashMap<InodeKey, u32> = HashMap::new();
-    for change in changes.iter().filter(|c| c.kind != ChangeKind::Delete) {
+    for change in &mut changes {
+        if change.kind == ChangeKind::Delete {
+            continue;
+        }
         let st = dirs.stat_if_there(&change.path);
-        let st = st.map_err(|e| Error::io("stat", &change.path, e))?;
-        if let Some(st) = st.filter(|st| st.stx_nlink > 1 && file_type(st) != FileType::Directory) {
-            *missing.entry(inode(&st)).or_insert(st.stx_nlink) -= 1;
+        let Some(st) = st.map_err(|e| Error::io("stat", &change.path, e))? else {
+            continue;
+        };
+        match file_type(&st) {
+            FileType::Directory => {}
+            FileType::Socket if change.kind == ChangeKind::Modify => {
+                change.kind = ChangeKind::Delete;
+            }
+            FileType::Socket => {}
+            _ if st.stx_nlink > 1 => {
+                *missing.entry(inode(&st)).or_insert(st.stx_nlink) -= 1;
+            }
+            _ => {}
         }
     }
     missing.retain(|_, names| *names > 0);
