@@ -23,7 +23,7 @@ named! {
         RefusesParentRemoval = "refuses-parent-removal";
         /// rename(2) of a directory that comes from the parent works (otherwise it fails with EXDEV).
         DirRename = "dir-rename";
-        /// Writing to one of two hard links from the parent changes both names (otherwise they split).
+        /// Writing to one of two hard links from the parent changes both names (otherwise they may split).
         HardlinkCopyUp = "hardlink-copy-up";
         /// A file keeps `st_dev` and `st_ino` when it is first written in a child.
         StableInode = "stable-inode";

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::archives::{self, Archive, Chunked, Effect, plain_name};
 use super::call::{Done, Fail};
 use super::world::World;
-use crate::archive::{self, Change, model_changes};
+use crate::archive::{self, Change, ChangeKind, model_changes};
 use crate::graphdriver::{CreateOpts, DiffStream, Error};
 use crate::graphtest::step::{
     ApplySize, ApplyStep, ChangesStep, DiffStep, Expect, RoundTripStep, SizeStep,
@@ -397,18 +397,32 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Both layers have the same changes, sockets left out, which an archive cannot hold.
+    /// Both layers have the same changes, sockets left out, which an archive cannot hold, and the directories around them.
     fn same_changes(&mut self, id: &str, copy: &str, onto: Option<&str>, tree: &Tree) -> Done {
         let never = Expect::default();
         let of = |world: &mut Self, id: &str| -> Done<BTreeSet<Change>> {
             let found = world.changes_of(id, onto, &never)?.unwrap_or_default();
-            let socket = |c: &Change| {
-                let entry = tree.entries.get(&c.path);
-                entry.is_some_and(|e| e.kind == Kind::Socket)
-            };
-            Ok(found.into_iter().filter(|c| !socket(c)).collect())
+            Ok(found.into_iter().collect())
         };
-        let (a, b) = (of(self, id)?, of(self, copy)?);
+        let (mut a, mut b) = (of(self, id)?, of(self, copy)?);
+        let is_socket = |path: &TreePath| {
+            let entry = tree.entries.get(path);
+            entry.is_some_and(|e| e.kind == Kind::Socket)
+        };
+        let sockets: BTreeSet<TreePath> = a
+            .iter()
+            .map(|c| &c.path)
+            .filter(|p| is_socket(p))
+            .cloned()
+            .collect();
+        let carried = |c: &Change| {
+            let around = |socket: &TreePath| {
+                *socket == c.path || c.kind == ChangeKind::Modify && socket.is_below(&c.path)
+            };
+            !sockets.iter().any(around)
+        };
+        a.retain(carried);
+        b.retain(carried);
         if a == b {
             return Ok(());
         }

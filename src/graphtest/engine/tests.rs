@@ -74,6 +74,14 @@ fn fails(target: &dyn Target, steps: &str) -> String {
      \x20 - size: t\n  - size: t\n    is: 2\n  - diff: t\n    is: [f, .wh.d]\n    stable: true\n    entries: [{file: f, text: xz, mode: '0640'}]\n\
      \x20 - round-trip: t\n    twice: true\n  - plain: all\n  - same-tree: b\n    as: b\n"
 )]
+#[case::times_after_a_plain_look(
+    "  - create: b\n  - in: b\n    do: [{file: f, text: x}]\n    same-as-plain: true\n  - create: t\n    parent: b\n\
+     \x20 - in: t\n    do: [{file: g}]\n  - changes: t\n"
+)]
+#[case::sockets(
+    "  - create: b\n  - in: b\n    do: [{dir: d}, {file: d/f}, {file: f}]\n  - create: t\n    parent: b\n\
+     \x20 - in: t\n    do: [{socket: d/s}, {unlink: f}, {socket: f}]\n  - round-trip: t\n"
+)]
 #[case::archives(
     "  - archive: good\n    entries: [{file: f, text: x}, {dir: d}, {symlink: l, to: f}]\n  - create: b\n  - tar-split: b\n    from: good\n\
      \x20 - tree: b\n    is: [{file: f, text: x}, {dir: d}, {symlink: l, to: f}]\n  - create: c\n  - apply: c\n    from: good\n    chunk: 7\n    size: diff-size\n\

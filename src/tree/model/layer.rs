@@ -43,6 +43,28 @@ impl Model {
         child
     }
 
+    /// The same layer, if some of the hard links from below that may part stay together after all: every choice of them, and just all of
+    /// them where there are many.
+    pub fn with_links_kept(&self) -> Vec<Self> {
+        const MANY: usize = 4;
+        let groups: Vec<Ino> = self.parting.iter().copied().collect();
+        let all = (1_u32 << groups.len().min(MANY)) - 1;
+        let choices = if groups.len() > MANY {
+            all..=all
+        } else {
+            1..=all
+        };
+        choices
+            .map(|choice| {
+                let kept = |i: usize| i >= MANY || choice & (1 << i) != 0;
+                let parts = groups.iter().enumerate().filter(|(i, _)| !kept(*i));
+                let mut other = self.clone();
+                other.parting = parts.map(|(_, ino)| *ino).collect();
+                other
+            })
+            .collect()
+    }
+
     fn drop_sockets(&mut self) {
         let sockets: Vec<TreePath> = self
             .tree()
