@@ -403,6 +403,17 @@ pub(super) fn option_string_cut(root: &Path, layer: &Layer<'_>) -> io::Result<()
     }
 }
 
+/// Where the next lower layer, named as short as can be, would not fit the page any more, the last one that did is lost.
+pub(super) fn option_page_edge(root: &Path, layer: &Layer<'_>) -> io::Result<()> {
+    let each = "l/".len() + 26 + ":".len();
+    let lowers = each * (layer.base.depth(layer.id) - 1);
+    if (4097 - each..=4096).contains(&lowers) {
+        lose_lowest(root, layer)
+    } else {
+        Ok(())
+    }
+}
+
 /// A colon in the home's path ends the name of the lower directory: nothing of the parent is seen.
 pub(super) fn colon_unescaped(root: &Path, layer: &Layer<'_>) -> io::Result<()> {
     let special = |b: &u8| matches!(b, b':' | b',' | b'\\');

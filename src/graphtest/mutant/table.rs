@@ -59,6 +59,7 @@ mutants! {
     // chains
     "depth-truncates" "Beyond 100 layers the lowest one is not mounted." R(Recipe::child(child::depth_truncates));
     "option-string-cut" "Mount options are cut off at one page: the lowest layers are lost." R(Recipe::child(child::option_string_cut));
+    "option-page-edge" "Mount options that fill one page to its last byte lose the lowest layer." R(Recipe::child(child::option_page_edge));
     "too-deep-accepted" "A chain that is too long is made on a shorter one without a word." Bug(calls::TooDeepAccepted::make);
     "depth-error-at-get" "A chain that is too long is noticed when it is mounted, not when it is made." Bug(persist::DepthErrorAtGet::make);
     "skips-parent" "A child of a child is made on its grandparent." Bug(calls::SkipsParent::make);
