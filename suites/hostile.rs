@@ -15,6 +15,7 @@ use graphtest::archive::manifest::{Manifest, to_bytes};
 use graphtest::archive::{self, ApplyOptions, Form};
 use graphtest::drivers::registry;
 use graphtest::graphdriver::{CreateOpts, Driver, InitOptions};
+use graphtest::harness::Homes;
 use graphtest::sys::mount::{MountFlags, escape_overlay_path, mount, umount};
 use graphtest::sys::ns::enter_private_mount_ns;
 use graphtest::tree::{Compare, Content, Kind, ScanOptions, Tree, compare, scan_path};
@@ -48,6 +49,14 @@ fn main() {
             std::process::exit(1);
         }
     };
+    let homes = match Homes::make(&std::env::temp_dir(), false) {
+        Ok(homes) => homes,
+        Err(e) => {
+            eprintln!("{e}");
+            std::process::exit(1);
+        }
+    };
+    let dir = homes.place().dir.clone();
     let mut trials = Vec::new();
     for (id, fixture) in fixtures {
         let forms = [
@@ -56,20 +65,25 @@ fn main() {
         ];
         let drivers = registry().names().map(|d| (d, Place::Driver(d.into())));
         for (form, place) in forms.into_iter().chain(drivers) {
-            let fixture = fixture.clone();
+            let (fixture, dir) = (fixture.clone(), dir.clone());
             trials.push(Trial::ignorable_test(format!("{form}/{id}"), move || {
                 // A thread of its own for its mount namespace, which it does not share.
-                let run = thread::spawn(move || run(&fixture, &place));
+                let run = thread::spawn(move || run(&fixture, &place, &dir));
                 run.join().map_err(|_| Failed::from("panicked"))?
             }));
         }
     }
-    libtest_mimic::run(&args, trials).exit();
+    let conclusion = libtest_mimic::run(&args, trials);
+    if let Err(e) = homes.close() {
+        eprintln!("{e}");
+        std::process::exit(1);
+    }
+    conclusion.exit();
 }
 
-fn run(fixture: &Fixture, place: &Place) -> Result<Completion, Failed> {
+fn run(fixture: &Fixture, place: &Place, dir: &Path) -> Result<Completion, Failed> {
     enter_private_mount_ns()?;
-    let dir = tempfile::tempdir()?;
+    let dir = tempfile::tempdir_in(dir)?;
     let outside = outside(dir.path())?;
     let base = Manifest {
         entries: fixture.base.clone().unwrap_or_default(),

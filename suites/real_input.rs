@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use graphtest::archive::{self, Change, split};
 use graphtest::graphdriver::{CreateOpts, Driver, InitOptions, layer_files};
+use graphtest::harness::Homes;
 use graphtest::tree::{self, Compare, Tree};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
@@ -36,7 +37,6 @@ struct Layer {
 }
 
 struct Input {
-    _dir: tempfile::TempDir,
     layers: Vec<Layer>,
 }
 
@@ -212,11 +212,8 @@ fn delta(
         .arg(&a))
 }
 
-fn make_input() -> Result<Input, Failed> {
-    let dir = tempfile::Builder::new()
-        .prefix("graphtest-real-")
-        .tempdir()?;
-    let root = dir.path().join("root");
+fn make_input(dir: &Path) -> Result<Input, Failed> {
+    let root = dir.join("root");
     fs::create_dir(&root)?;
     run(Command::new("chmod").arg("0755").arg(&root))?;
     first_root(&root)?;
@@ -230,7 +227,7 @@ fn make_input() -> Result<Input, Failed> {
         if let Some(entry) = after.entries.get_mut(&tree::TreePath::root()) {
             entry.mtime = None;
         }
-        let tar = dir.path().join(format!("layer{n}.tar"));
+        let tar = dir.join(format!("layer{n}.tar"));
         delta(&root, &before, &after, whiteouts, &tar)?;
         before = after.clone();
         layers.push(Layer { tar, tree: after });
@@ -242,13 +239,14 @@ fn make_input() -> Result<Input, Failed> {
         )
         .into());
     }
-    Ok(Input { _dir: dir, layers })
+    Ok(Input { layers })
 }
 
-fn input() -> Result<&'static Input, Failed> {
+/// The layers, made in `dir` by who asks first.
+fn input(dir: &Path) -> Result<&'static Input, Failed> {
     static INPUT: OnceLock<Result<Input, String>> = OnceLock::new();
     INPUT
-        .get_or_init(|| make_input().map_err(|e| e.message().unwrap_or("no input").to_string()))
+        .get_or_init(|| make_input(dir).map_err(|e| e.message().unwrap_or("no input").to_string()))
         .as_ref()
         .map_err(|e| e.as_str().into())
 }
@@ -362,36 +360,33 @@ fn start(name: &str, home: &Path) -> Result<Result<Arc<dyn Driver>, String>, Fai
 
 const NEEDS_ROOT: &str = "needs root: files of many owners, setuid programs, a file capability";
 
-fn trial(name: &str) -> Trial {
+/// `dir` is where everything is made; `None` where this is not root.
+fn trial(name: &str, dir: Option<PathBuf>) -> Trial {
     let name = name.to_string();
     Trial::ignorable_test(format!("real-input/{name}"), move || {
-        if !rustix::process::geteuid().is_root() {
+        let Some(dir) = dir else {
             return Ok(Completion::ignored_with(NEEDS_ROOT));
-        }
-        let home = tempfile::Builder::new()
-            .prefix("graphtest-real-home-")
-            .tempdir()?;
+        };
+        let home = tempfile::tempdir_in(&dir)?;
         let driver = match start(&name, home.path())? {
             Ok(driver) => driver,
             Err(why) => return Ok(Completion::ignored_with(why)),
         };
-        let result = through(&driver, input()?);
+        let result = through(&driver, input(&dir)?);
         driver.cleanup()?;
         result.map(|()| Completion::Completed)
     })
 }
 
 /// What one driver exports, another shows: catalogue row `diff-apply-cross-driver` (moby#9093, moby#9690).
-fn cross(from: &str, to: &str) -> Trial {
+fn cross(from: &str, to: &str, dir: Option<PathBuf>) -> Trial {
     let (from, to) = (from.to_string(), to.to_string());
     Trial::ignorable_test(format!("real-input/from-{from}-to-{to}"), move || {
-        if !rustix::process::geteuid().is_root() {
+        let Some(dir) = dir else {
             return Ok(Completion::ignored_with(NEEDS_ROOT));
-        }
-        let input = input()?;
-        let homes = tempfile::Builder::new()
-            .prefix("graphtest-real-home-")
-            .tempdir()?;
+        };
+        let input = input(&dir)?;
+        let homes = tempfile::tempdir_in(&dir)?;
         let started = (
             start(&from, &homes.path().join("from"))?,
             start(&to, &homes.path().join("to"))?,
@@ -427,6 +422,16 @@ fn hand_over(from: &dyn Driver, to: &dyn Driver, input: &Input) -> Result<(), Fa
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
+    let root = rustix::process::geteuid().is_root() && !args.list;
+    let homes = match root.then(|| Homes::make(&std::env::temp_dir(), false)) {
+        Some(Ok(homes)) => Some(homes),
+        None => None,
+        Some(Err(e)) => {
+            eprintln!("{e}");
+            return ExitCode::from(3);
+        }
+    };
+    let dir = homes.as_ref().map(|h| h.place().dir.clone());
     let names: Vec<&str> = graphtest::drivers::registry().names().collect();
     let pairs = names
         .iter()
@@ -434,8 +439,13 @@ fn main() -> ExitCode {
         .filter(|(a, b)| a != b);
     let trials = names
         .iter()
-        .map(|name| trial(name))
-        .chain(pairs.map(|(a, b)| cross(a, b)))
+        .map(|name| trial(name, dir.clone()))
+        .chain(pairs.map(|(a, b)| cross(a, b, dir.clone())))
         .collect();
-    libtest_mimic::run(&args, trials).exit_code()
+    let conclusion = libtest_mimic::run(&args, trials);
+    if let Some(Err(e)) = homes.map(Homes::close) {
+        eprintln!("{e}");
+        return ExitCode::from(3);
+    }
+    conclusion.exit_code()
 }
