@@ -396,6 +396,50 @@ fn a_cell_that_cannot_be_had_is_an_error_only_when_asked_for() {
 }
 
 #[test]
+fn a_driver_that_a_backing_does_not_suit_is_an_error_only_when_both_are_named() {
+    root();
+    // A thread of its own for its mount namespace, which the runs inherit.
+    let judged = std::thread::spawn(|| {
+        graphtest::sys::ns::enter_private_mount_ns().unwrap();
+        let bench = Bench::new();
+        let suite = bench.suite(&[("good", "must", GOOD)]);
+        let [lower, upper, work, merged] = ["lower", "upper", "workdir", "merged"].map(|name| {
+            fs::create_dir(bench.path(name)).unwrap();
+            bench.path(name)
+        });
+        let mut data = Vec::new();
+        for (key, path) in [
+            ("lowerdir=", &lower),
+            (",upperdir=", &upper),
+            (",workdir=", &work),
+        ] {
+            data.extend_from_slice(key.as_bytes());
+            data.extend_from_slice(&graphtest::sys::mount::escape_overlay_path(path));
+        }
+        let flags = graphtest::sys::mount::MountFlags::empty();
+        graphtest::sys::mount::mount(Path::new("overlay"), &merged, "overlay", flags, &data)
+            .unwrap();
+        let on = format!("dir:{}", merged.display());
+        let run = bench
+            .graphtest(&["run", "--suite", &suite, "--on", &on])
+            .must(0);
+        assert!(
+            run.out.contains("overlay2 on dir") && run.out.contains(": skipped: "),
+            "{}",
+            run.out
+        );
+        assert!(run.out.contains("(overlay): conforms"), "{}", run.out);
+        bench
+            .graphtest(&[
+                "run", "--suite", &suite, "--on", &on, "--target", "overlay2",
+            ])
+            .must(3);
+        graphtest::sys::mount::umount(&merged).unwrap();
+    });
+    judged.join().unwrap();
+}
+
+#[test]
 fn shards_and_repeats_add_up() {
     let bench = Bench::new();
     let scenarios: Vec<(String, &str)> = (0..5)

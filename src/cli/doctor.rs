@@ -50,7 +50,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
             }
             Err(why) => {
                 text += &format!("no   {name}: {why}\n");
-                if let Some(mend) = mend(&why) {
+                if let Some(mend) = mend(&why.to_string()) {
                     text += &format!("     mend: {mend}\n");
                 }
             }

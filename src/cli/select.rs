@@ -10,7 +10,7 @@ use clap::Args as ClapArgs;
 use super::usage;
 use crate::graphtest::filter::Selection;
 use crate::graphtest::report::Report;
-use crate::graphtest::run::Cell;
+use crate::graphtest::run::{Cell, Named};
 use crate::graphtest::target::built_in;
 use crate::graphtest::{Case, Level, Library, Target, load};
 use crate::lab::Backing;
@@ -146,8 +146,10 @@ pub(super) fn cells(
             };
             if failed.is_none() || !cases.is_empty() {
                 let target = Arc::clone(&target);
-                // One that names neither asked for what can be had; one that names either, for these very cells.
-                let named = !args.target.is_empty() || !args.on.is_empty();
+                let named = Named {
+                    target: !args.target.is_empty(),
+                    backing: !args.on.is_empty(),
+                };
                 cells.push(Cell {
                     target,
                     backing: backing.clone(),

@@ -28,10 +28,49 @@ pub struct Cell {
     pub target: Arc<dyn Target>,
     /// What its homes live on.
     pub backing: Backing,
-    /// Asked for by name: then it is an error that it cannot run, otherwise a skip.
-    pub named: bool,
+    /// What of it was asked for by name: what cannot be had then is an error, otherwise a skip.
+    pub named: Named,
     /// What runs in it, in order.
     pub cases: Vec<Arc<Case>>,
+}
+
+/// What of a cell was asked for by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    /// The target.
+    pub target: bool,
+    /// The backing.
+    pub backing: bool,
+}
+
+/// Why a cell cannot run.
+#[derive(Debug)]
+pub enum Cannot {
+    /// Its backing cannot be had.
+    Backing(String),
+    /// The driver says that it does not run there (one of the three not-supported errors).
+    NotSupported(String),
+    /// The driver fails to start, which nothing excuses.
+    Broken(String),
+}
+
+impl Cannot {
+    /// Whether it is an error for a cell of which this much was asked for by name. A driver was asked for on a backing only when both
+    /// were: of the drivers that are tried on a backing by default, one that does not support it is skipped, and the other way round.
+    fn is_error(&self, named: Named) -> bool {
+        match self {
+            Self::Backing(_) => named.backing,
+            Self::NotSupported(_) => named.target && named.backing,
+            Self::Broken(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Cannot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Backing(why) | Self::NotSupported(why) | Self::Broken(why)) = self;
+        f.write_str(why)
+    }
 }
 
 /// How to run.
@@ -150,15 +189,15 @@ impl Session<'_> {
             }
             let (provisioned, not_claimed) = match prepare(cell, self.register) {
                 Ok(ready) => ready,
-                Err(reason) => {
-                    let status = if cell.named {
+                Err(cannot) => {
+                    let status = if cannot.is_error(cell.named) {
                         CellStatus::Error
                     } else {
                         CellStatus::Skipped
                     };
                     let end = CellEnd {
                         status,
-                        reason: Some(reason),
+                        reason: Some(cannot.to_string()),
                         left: Vec::new(),
                     };
                     (self.tell)(&Event::CellFinished { cell: i, end });
@@ -291,29 +330,31 @@ fn host(user: &str) -> Host {
 ///
 /// # Errors
 /// Why the cell cannot run here.
-pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Vec<String>), String> {
-    let provisioned = provision(&cell.backing, register).map_err(|e| e.to_string())?;
+pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Vec<String>), Cannot> {
+    let provisioned =
+        provision(&cell.backing, register).map_err(|e| Cannot::Backing(e.to_string()))?;
     match start_once(cell.target.as_ref(), &provisioned.place.dir) {
         Ok(not_claimed) => Ok((provisioned, not_claimed)),
-        Err(why) => {
-            let left = provisioned
-                .give_back(register)
-                .err()
-                .map(|l| format!("; left behind: {l}"));
-            Err(why + &left.unwrap_or_default())
-        }
+        Err(cannot) => match provisioned.give_back(register) {
+            Ok(()) => Err(cannot),
+            Err(left) => Err(Cannot::Broken(format!("{cannot}; left behind: {left}"))),
+        },
     }
 }
 
 /// Starts the driver on a home of its own, asks for its claims, and takes the home away again.
-fn start_once(target: &dyn Target, dir: &Path) -> Result<Vec<String>, String> {
+fn start_once(target: &dyn Target, dir: &Path) -> Result<Vec<String>, Cannot> {
     let home = dir.join("start");
-    std::fs::create_dir(&home).map_err(|e| format!("{}: {e}", home.display()))?;
+    std::fs::create_dir(&home).map_err(|e| Cannot::Broken(format!("{}: {e}", home.display())))?;
     let claims = target
         .init(&home, &[])
         .and_then(|driver| driver.cleanup().map(|()| driver.capabilities()))
-        .map_err(|e| e.to_string());
-    let removed = remove_tree(&home).map_err(|e| format!("{}: remove: {e}", home.display()));
+        .map_err(|e| match e.is_driver_not_supported() {
+            true => Cannot::NotSupported(e.to_string()),
+            false => Cannot::Broken(e.to_string()),
+        });
+    let removed =
+        remove_tree(&home).map_err(|e| Cannot::Broken(format!("{}: remove: {e}", home.display())));
     let claims = claims?;
     removed?;
     Ok(Capability::ALL
