@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Report, Totals};
+use super::{Cell, Report, Totals};
 use crate::graphtest::event::{CaseResult, CellStatus, Outcome};
 
 /// How many lines the block of one failure has at most.
@@ -134,72 +134,62 @@ pub fn counts(totals: &Totals) -> String {
 
 /// The summary: the counts, skips grouped by reason, cells that were skipped or could not be judged, a verdict for each cell.
 pub fn summary(paint: Paint, report: &Report) -> String {
-    let mut out = String::new();
-    let mut line = |text: String| {
-        out.push_str(&text);
-        out.push('\n');
-    };
-    line(String::new());
-    line(paint.bold(&format!("Summary: {}", counts(&report.totals))));
-    let bad: Vec<_> = report
-        .results()
-        .filter(|(_, r)| r.outcome.is_bad())
-        .collect();
-    for (cell, result) in &bad {
-        line(format!(
-            "  {}  {}  {}",
-            paint.word(result.outcome),
-            cell.name(),
-            result.label()
-        ));
+    let mut lines = vec![String::new()];
+    lines.push(paint.bold(&format!("Summary: {}", counts(&report.totals))));
+    for (cell, result) in report.results().filter(|(_, r)| r.outcome.is_bad()) {
+        let word = paint.word(result.outcome);
+        lines.push(format!("  {word}  {}  {}", cell.name(), result.label()));
     }
     for (title, outcome) in [
         ("Skipped", Outcome::Skip),
         ("Failed as known", Outcome::XFail),
     ] {
-        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, result) in report.results().filter(|(_, r)| r.outcome == outcome) {
-            *reasons
-                .entry(result.reason.as_deref().unwrap_or("no reason given"))
-                .or_default() += 1;
-        }
-        if !reasons.is_empty() {
-            line(paint.bold(&format!("{title}:")));
-        }
-        for (reason, count) in reasons {
-            line(format!("  {count:>4}  {}", printable(reason)));
-        }
+        section(&mut lines, paint, title, by_reason(report, outcome));
     }
-    let left: Vec<_> = report
+    let left = report
         .cells
         .iter()
         .flat_map(|c| c.left.iter().map(move |l| (c, l)))
+        .map(|(cell, what)| format!("  {}: {}", cell.name(), printable(what)))
         .collect();
-    if !left.is_empty() {
-        line(paint.bold("Left behind (graphtest clean gives it back):"));
-    }
-    for (cell, what) in left {
-        line(format!("  {}: {}", cell.name(), printable(what)));
-    }
-    line(paint.bold("Verdict:"));
-    for cell in &report.cells {
-        let on = match &cell.filesystem {
-            Some(filesystem) if *filesystem != cell.backing => format!(" ({filesystem})"),
-            _ => String::new(),
-        };
-        line(format!(
-            "  {}{on}: {}",
-            cell.name(),
-            printable(&cell.verdict())
-        ));
-    }
-    if let Some(seed) = report.seed {
-        line(format!("Seed: {seed}"));
-    }
+    let title = "Left behind (graphtest clean gives it back)";
+    section(&mut lines, paint, title, left);
+    lines.push(paint.bold("Verdict:"));
+    lines.extend(report.cells.iter().map(verdict_line));
+    lines.extend(report.seed.map(|seed| format!("Seed: {seed}")));
     if !report.complete {
-        line(paint.bold("The run did not go to its end."));
+        lines.push(paint.bold("The run did not go to its end."));
     }
-    out
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Lines below a title; without lines there is no title.
+fn section(out: &mut Vec<String>, paint: Paint, title: &str, lines: Vec<String>) {
+    if !lines.is_empty() {
+        out.push(paint.bold(&format!("{title}:")));
+    }
+    out.extend(lines);
+}
+
+/// How often each reason was given for an outcome.
+fn by_reason(report: &Report, outcome: Outcome) -> Vec<String> {
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, result) in report.results().filter(|(_, r)| r.outcome == outcome) {
+        let reason = result.reason.as_deref().unwrap_or("no reason given");
+        *reasons.entry(reason).or_default() += 1;
+    }
+    reasons
+        .into_iter()
+        .map(|(reason, count)| format!("  {count:>4}  {}", printable(reason)))
+        .collect()
+}
+
+fn verdict_line(cell: &Cell) -> String {
+    let on = match &cell.filesystem {
+        Some(filesystem) if *filesystem != cell.backing => format!(" ({filesystem})"),
+        _ => String::new(),
+    };
+    format!("  {}{on}: {}", cell.name(), printable(&cell.verdict()))
 }
 
 /// The line that begins a run.
