@@ -32,6 +32,7 @@ const MUTANTS: &[&str] = &[
     "opaque-lost",
     "hardlink-copied",
     "xattrs-dropped",
+    "diff-top-layer-only",
     NAMED,
 ];
 

@@ -44,7 +44,7 @@ pub struct List {
 
 /// Histories that begin with a layer.
 pub fn history() -> impl Strategy<Value = Vec<Event>> {
-    (layer(), prop::collection::vec(event(), 0..6)).prop_map(|(first, mut rest)| {
+    (layer(1), prop::collection::vec(event(), 0..6)).prop_map(|(first, mut rest)| {
         rest.insert(0, first);
         rest
     })
@@ -52,7 +52,7 @@ pub fn history() -> impl Strategy<Value = Vec<Event>> {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        6 => layer(),
+        6 => layer(0),
         2 => (0..4_usize, list()).prop_map(|(layer, list)| Event::More { layer, list }),
         1 => (0..4_usize).prop_map(Event::Hold),
         1 => (0..4_usize).prop_map(Event::Remove),
@@ -60,9 +60,10 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn layer() -> impl Strategy<Value = Event> {
+/// A layer in which something is done so many times at least.
+fn layer(least: usize) -> impl Strategy<Value = Event> {
     let parent = prop_oneof![4 => Just(0_usize), 1 => 1..5_usize];
-    let lists = prop::collection::vec(list(), 0..3);
+    let lists = prop::collection::vec(list(), least..3);
     let thorough = prop::bool::weighted(0.3);
     (parent, lists, thorough).prop_map(|(parent, lists, thorough)| Event::Layer {
         parent,
@@ -80,25 +81,22 @@ fn one_of(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop::sample::select(texts).prop_map(str::to_string)
 }
 
-/// Few paths, so that operations meet often.
+/// Few paths, and fewer still most of the time, so that operations of several layers meet.
 fn path() -> impl Strategy<Value = String> {
-    one_of(&[
-        "a",
-        "d",
-        "d/a",
+    let often = one_of(&["a", "d", "d/a", "e/a"]);
+    let seldom = one_of(&[
         "b",
         "d/b",
         "e",
         "d/e",
         "d/e/a",
-        "e/a",
         "a/a",
         "d/e/b",
         "d/a/d",
         "d-1",
         "d/x\\xff y",
-    ])
-    .prop_map(|p| format!("'{p}'"))
+    ]);
+    prop_oneof![2 => often, 1 => seldom].prop_map(|p| format!("'{p}'"))
 }
 
 /// The same, and the root of the layer.
@@ -162,7 +160,7 @@ const ACL: &str = r"\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x07
 fn xattr() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => one_of(&["name: user.k, value: v", "name: user.k, value: ''", "name: user.l, value: w"]),
-        1 => Just(format!("name: security.capability, value: '{CAPABILITY}'")),
+        2 => Just(format!("name: security.capability, value: '{CAPABILITY}'")),
         1 => Just(format!("name: system.posix_acl_access, value: '{ACL}'")),
         1 => Just(format!("name: system.posix_acl_default, value: '{ACL}'")),
     ]
@@ -187,13 +185,13 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (path(), attributes()).prop_map(|(p, a)| format!("block: {p}, dev: '259:70000'{a}")),
         5 => path().prop_map(|p| format!("remove: {p}")),
         4 => (path(), path(), flags).prop_map(|(p, t, f)| format!("rename: {p}, to: {t}{f}")),
-        2 => (path_or_root(), mode()).prop_map(|(p, m)| format!("chmod: {p}, mode: '{m}'")),
+        4 => (path_or_root(), mode()).prop_map(|(p, m)| format!("chmod: {p}, mode: '{m}'")),
         2 => (path_or_root(), owner()).prop_map(|(p, o)| format!("chown: {p}, owner: '{o}'")),
-        2 => (path_or_root(), time()).prop_map(|(p, t)| format!("touch: {p}, mtime: '{t}'")),
-        1 => (path(), 0_u32..6000).prop_map(|(p, at)| format!("write: {p}, text: in place, at: {at}")),
-        1 => path().prop_map(|p| format!("append: {p}, text: more")),
-        1 => (path(), 0_u32..80_000).prop_map(|(p, size)| format!("truncate: {p}, size: {size}")),
-        2 => (path_or_root(), xattr()).prop_map(|(p, x)| format!("setxattr: {p}, {x}")),
+        3 => (path_or_root(), time()).prop_map(|(p, t)| format!("touch: {p}, mtime: '{t}'")),
+        3 => (path(), prop_oneof![Just(0), 0_u32..6000]).prop_map(|(p, at)| format!("write: {p}, text: in place, at: {at}")),
+        3 => path().prop_map(|p| format!("append: {p}, text: more")),
+        2 => (path(), 0_u32..80_000).prop_map(|(p, size)| format!("truncate: {p}, size: {size}")),
+        3 => (path_or_root(), xattr()).prop_map(|(p, x)| format!("setxattr: {p}, {x}")),
         1 => (path(), one_of(&["user.k", "user.l", "security.capability"])).prop_map(|(p, n)| format!("rmxattr: {p}, name: {n}")),
     ];
     text.prop_map(|text| {

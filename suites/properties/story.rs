@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use graphtest::tree::build::Failure;
 use graphtest::tree::model::ChildRules;
-use graphtest::tree::op::{DirOp, Op, Path, RemoveOp};
+use graphtest::tree::op::{DirOp, FileOp, Op, Path, RemoveOp};
 use graphtest::tree::{Entry, Kind, Model, Prediction, Tree, TreePath};
 
 use crate::history::{Event, List};
@@ -231,18 +231,34 @@ impl Teller {
             world.create(&id, parent.as_deref());
         }
         self.live.push((id.clone(), parent));
+        if lists.is_empty() {
+            self.step("diff", &id);
+            self.key("is", "[]");
+        }
         for list in lists {
             self.list(&id, list);
         }
         self.look_at(&id);
         if thorough {
-            for verb in ["changes", "size"] {
-                self.step(verb, &id);
-                self.key("parent", "none");
-            }
-            self.step("diff", &id);
-            self.key("stable", "true");
+            self.look_further(&id);
         }
+    }
+
+    /// Looks at a layer from its parent's parent, and from nothing.
+    fn look_further(&mut self, id: &str) {
+        let parent_of = |id: &str| {
+            let layer = self.live.iter().find(|(live, _)| live == id);
+            layer.and_then(|(_, parent)| parent.clone())
+        };
+        let above = parent_of(id).and_then(|parent| parent_of(&parent));
+        for from in above.as_deref().into_iter().chain(["none"]) {
+            for verb in ["changes", "size"] {
+                self.step(verb, id);
+                self.key("parent", from);
+            }
+        }
+        self.step("diff", id);
+        self.key("stable", "true");
     }
 
     fn look_at(&mut self, id: &str) {
@@ -355,8 +371,11 @@ impl Teller {
                     .get(&link.to.0)
                     .is_some_and(|e| e.kind != Kind::Dir)
             };
-            if !self.worlds.iter().all(there) || link.to == link.path {
+            if link.to == link.path {
                 return;
+            }
+            if !self.worlds.iter().all(there) {
+                self.made_to_fit(id, &make_file(&link.to.0));
             }
         }
         let mut above = op.path().parent();
@@ -393,6 +412,23 @@ fn is_plain(tree: &Tree) -> bool {
 fn make_dir(path: &TreePath) -> Op {
     Op::Dir(DirOp {
         path: Path(path.clone()),
+        mode: None,
+        owner: None,
+        mtime: None,
+        xattrs: BTreeMap::new(),
+        fails: Vec::new(),
+        may_fail: Vec::new(),
+        as_owner: None,
+    })
+}
+
+fn make_file(path: &TreePath) -> Op {
+    Op::File(FileOp {
+        path: Path(path.clone()),
+        text: None,
+        size: None,
+        seed: 0,
+        islands: None,
         mode: None,
         owner: None,
         mtime: None,
