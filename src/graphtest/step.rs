@@ -293,6 +293,8 @@ steps! {
     Kill, KillStep, "kill-at-each-syscall" (/** What the child does. */ body: Vec<Step>) {
         /// What must be possible afterwards, each time.
         then: Vec<Step> = "then",
+        /// Only the steps are cut short, not the start of the driver before them.
+        started: bool = "started",
     };
     /// Driver selection over a made-up registry.
     Select, SelectStep, "select" (/** The driver asked for; empty: none. */ name: String) {

@@ -24,6 +24,9 @@ pub enum Outcome {
 /// The status of a child whose work panicked.
 pub const PANICKED: i32 = 101;
 
+/// What a traced child tells its parent that it is prepared with; it never reaches the child's own handlers.
+const PREPARED: Signal = Signal::SIGUSR2;
+
 /// Runs `work` in a forked child and waits for it; the child's status is what `work` returns, or [`PANICKED`].
 ///
 /// Only the calling thread exists in the child. Work that takes locks of the parent's other threads (other than the
@@ -64,6 +67,18 @@ fn spawn(work: impl FnOnce() -> i32) -> io::Result<Pid> {
 /// # Errors
 /// Those of fork(2) and ptrace(2); `EPERM` where tracing is forbidden.
 pub fn fork_killed_at_syscall(n: u64, work: impl FnOnce() -> i32) -> io::Result<Outcome> {
+    fork_prepared_killed_at_syscall(n, || Ok(()), |()| work())
+}
+
+/// The same, with calls counted only from where `prepare` has come to its end; when it fails, its error is the child's status.
+///
+/// # Errors
+/// Those of [`fork_killed_at_syscall`].
+pub fn fork_prepared_killed_at_syscall<T>(
+    n: u64,
+    prepare: impl FnOnce() -> Result<T, i32>,
+    work: impl FnOnce(T) -> i32,
+) -> io::Result<Outcome> {
     let child = spawn(|| {
         // A process group of its own lets the parent wait for its threads and nothing else.
         let ready = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))
@@ -71,7 +86,11 @@ pub fn fork_killed_at_syscall(n: u64, work: impl FnOnce() -> i32) -> io::Result<
         if ready.and_then(|()| raise(Signal::SIGSTOP)).is_err() {
             return PANICKED;
         }
-        work()
+        match prepare() {
+            Err(code) => code,
+            Ok(_) if raise(PREPARED).is_err() => PANICKED,
+            Ok(prepared) => work(prepared),
+        }
     })?;
     let outcome = trace(child, n);
     if outcome.is_err() {
@@ -102,6 +121,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
     ptrace::syscall(child, None)?;
     let group = Pid::from_raw(-child.as_raw());
     let mut count = 0;
+    let mut prepared = false;
     let mut killed = false;
     let mut ended = None;
     loop {
@@ -126,7 +146,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                 continue;
             }
             WaitStatus::PtraceSyscall(pid) => {
-                if !killed && entered(pid).is_some_and(|call| counts(&call)) {
+                if prepared && !killed && entered(pid).is_some_and(|call| counts(&call)) {
                     count += 1;
                     if count == n {
                         killed = true;
@@ -138,6 +158,10 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                 (pid, None)
             }
             WaitStatus::Stopped(pid, Signal::SIGSTOP) if pid != child => (pid, None),
+            WaitStatus::Stopped(pid, PREPARED) if pid == child && !prepared => {
+                prepared = true;
+                (pid, None)
+            }
             WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
             WaitStatus::PtraceEvent(pid, ..) => (pid, None),
             _ => continue,
@@ -298,6 +322,22 @@ mod tests {
                 }
             );
         }
+    }
+
+    #[test]
+    fn what_prepares_the_child_is_not_counted() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let dir = tmp.path();
+        let prepare = || match three_files(dir) {
+            7 => Ok("d"),
+            code => Err(code),
+        };
+        let work = |name| std::fs::create_dir(dir.join(name)).map_or(1, |()| 0);
+        let outcome = fork_prepared_killed_at_syscall(1, prepare, work).expect("ptrace");
+        assert_eq!(outcome, Outcome::Killed);
+        assert_eq!(std::fs::read_dir(dir).expect("list").count(), 3);
+        let outcome = fork_prepared_killed_at_syscall(1, prepare, work).expect("ptrace");
+        assert_eq!(outcome, Outcome::Exited(1), "they are there already");
     }
 
     #[test]

@@ -464,6 +464,11 @@ verbs! {
         /// The names.
         are: Vec<Bytes>,
     ] {};
+    /// Compare the space that a path takes on the disk (`st_blocks`), not what is below it.
+    Space, SpaceOp, "space", [
+        /// The most that it may take.
+        at_most: Size,
+    ] {};
     /// Remember or compare the inode (`st_dev`, `st_ino`) of a path.
     Inode, InodeOp, "inode", [] {
         /// Remember it under this name, for the rest of the scenario.

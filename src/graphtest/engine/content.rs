@@ -147,11 +147,11 @@ impl World<'_> {
                 Ok((outcomes, scan_root(id, root)?))
             })?
             .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))?;
-        // What the layer may refuse and did refuse is left out, and so is what speaks of inodes of the layer.
+        // What the layer may refuse and did refuse is left out, and so is what speaks of the inodes or the space of the layer.
         let comparable: Vec<usize> = (0..ops.len())
             .filter(|&i| {
                 let tolerated = !all[i].may_fail().is_empty() && in_layer[i].is_err();
-                !tolerated && !matches!(all[i], Op::Inode(_))
+                !tolerated && !matches!(all[i], Op::Inode(_) | Op::Space(_))
             })
             .collect();
         let plain: Vec<Op> = comparable.iter().map(|&i| all[i].clone()).collect();

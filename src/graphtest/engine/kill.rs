@@ -1,6 +1,6 @@
 //! The step `kill-at-each-syscall`: a crash at every moment of some steps, and what is found afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,10 @@ use super::many::touches;
 use super::state::{self, HomeState};
 use super::world::World;
 use crate::drivers::copy::{Files, copy_tree};
+use crate::graphdriver::CreateOpts;
 use crate::graphtest::outcome::Progress;
 use crate::graphtest::step::{Action, Expect, KillStep, Step};
-use crate::sys::ptrace::{Outcome, fork_killed_at_syscall};
+use crate::sys::ptrace::{Outcome, fork_prepared_killed_at_syscall};
 use crate::tree::compare;
 
 /// More system calls than any sensible step makes.
@@ -35,8 +36,19 @@ struct Crash<'s> {
     after: Layers,
     /// The home after the steps without any kill.
     done: HomeState,
-    /// The layers that the steps touch; true for those whose content they write, of which a part may be there.
-    touched: BTreeMap<String, bool>,
+    /// The layers that the steps touch.
+    touched: BTreeMap<String, Touch>,
+}
+
+/// What steps do to a layer, and so what may be found of it after a kill.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Touch {
+    /// It is made or removed: it is whole or not there.
+    AtOnce,
+    /// It is written into: a part may be there.
+    Written,
+    /// An archive is applied to it: a part may be there, and it is not to be used but removed.
+    Applied,
 }
 
 impl World<'_> {
@@ -125,20 +137,29 @@ impl World<'_> {
     fn child(&mut self, crash: &Crash<'_>, n: u64, report: &Path) -> Done<Outcome> {
         // Nothing that another thread of this process may have locked is used in the child.
         let progress = Progress::default();
-        let mut world = self.fork(1, &std::collections::BTreeSet::new(), &progress);
+        // Of a layer that is applied to, nothing is asked in the child, where it would only be more calls to be killed at.
+        let applied = crash.touched.iter().filter(|(_, t)| **t == Touch::Applied);
+        let applied: BTreeSet<String> = applied.map(|(id, _)| id.clone()).collect();
+        let mut world = self.fork(1, &applied, &progress);
         world.concurrent = false;
-        let outcome = fork_killed_at_syscall(n, || {
+        let tell = |fail: Fail| {
+            let _ = std::fs::write(report, fail.detail.join("\n"));
+            1
+        };
+        let prepare = || {
             nix::unistd::alarm::set(PATIENCE);
-            let done = world
-                .init(&Expect::default())
-                .and_then(|_| world.run(&crash.steps.body));
-            match done {
-                Ok(()) => 0,
-                Err(fail) => {
-                    let _ = std::fs::write(report, fail.detail.join("\n"));
-                    1
-                }
+            if crash.steps.started {
+                world.init(&Expect::default()).map_err(tell)?;
             }
+            Ok(world)
+        };
+        let outcome = fork_prepared_killed_at_syscall(n, prepare, |mut world| {
+            let started = match crash.steps.started {
+                true => Ok(true),
+                false => world.init(&Expect::default()),
+            };
+            let done = started.and_then(|_| world.run(&crash.steps.body));
+            done.map_or_else(tell, |()| 0)
         });
         outcome.map_err(|e| Fail::new(format!("a child cannot be traced: {e}")))
     }
@@ -155,7 +176,7 @@ impl World<'_> {
                 self.whole(&id, &[&crash.before])?;
             }
         }
-        for (id, written) in &crash.touched {
+        for (id, touch) in &crash.touched {
             let (was, will) = (crash.before.has(id), crash.after.has(id));
             if !driver.exists(id) {
                 if was && will {
@@ -163,11 +184,12 @@ impl World<'_> {
                 }
                 continue;
             }
-            if !was && !will && !written {
+            let at_once = *touch == Touch::AtOnce;
+            if !was && !will && at_once {
                 // Made and removed again by the steps: whatever it holds, it must be possible to remove it.
                 continue;
             }
-            if !written {
+            if at_once {
                 self.whole(id, &[&crash.before, &crash.after])?;
             }
         }
@@ -192,11 +214,17 @@ impl World<'_> {
     /// The steps must be possible now, and leave no more behind than without the kill.
     fn again(&mut self, crash: &Crash<'_>) -> Done {
         let driver = self.driver()?;
-        for (id, written) in &crash.touched {
-            match (crash.before.has(id), driver.exists(id)) {
-                (false, true) => self.remove_layer(id, &Expect::default())?,
-                (true, true) if *written => {
+        let plainly = Expect::default();
+        for (id, touch) in &crash.touched {
+            match (crash.before.has(id), driver.exists(id), touch) {
+                (false, true, _) => self.remove_layer(id, &plainly)?,
+                (true, true, Touch::Written) => {
                     self.adopt(id)?;
+                }
+                (true, true, Touch::Applied) => {
+                    let (opts, parent) = (CreateOpts::default(), crash.before.parent(id));
+                    self.remove_layer(id, &plainly)?;
+                    self.create_layer(id, parent.as_deref(), false, &opts, &plainly)?;
                 }
                 _ => {}
             }
@@ -221,23 +249,23 @@ impl World<'_> {
     }
 }
 
-/// The layers that steps touch, and whether they write into them.
-fn written(steps: &[Step], into: &mut BTreeMap<String, bool>) {
+/// The layers that steps touch, and how.
+fn written(steps: &[Step], into: &mut BTreeMap<String, Touch>) {
     let mut touched = BTreeMap::new();
     touches(steps, &mut touched);
     for (id, changed) in touched {
         if changed {
-            into.entry(id).or_insert(false);
+            into.entry(id).or_insert(Touch::AtOnce);
         }
     }
     for step in steps {
-        let id = match &step.action {
-            Action::In(s) => &s.id,
-            Action::Apply(s) => &s.id,
-            Action::TarSplit(s) => &s.id,
+        let (id, touch) = match &step.action {
+            Action::In(s) => (&s.id, Touch::Written),
+            Action::Apply(s) => (&s.id, Touch::Applied),
+            Action::TarSplit(s) => (&s.id, Touch::Applied),
             _ => continue,
         };
-        into.insert(id.clone(), true);
+        into.insert(id.clone(), touch);
     }
 }
 

@@ -186,6 +186,17 @@ pub(super) fn sparse_end_lost(root: &Path, _: &Layer<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Holes become zeros that take space.
+pub(super) fn sparse_filled(root: &Path, _: &Layer<'_>) -> io::Result<()> {
+    let is_sparse = |f: &&Found| f.is_file() && f.meta.blocks() * 512 < f.meta.size();
+    for f in walk(root)?.iter().filter(is_sparse) {
+        let file = OpenOptions::new().write(true).open(&f.path)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, f.meta.size())?;
+        restore_mtime(&f.path, &f.meta)?;
+    }
+    Ok(())
+}
+
 /// The last data before a hole is lost.
 pub(super) fn sparse_edge_lost(root: &Path, _: &Layer<'_>) -> io::Result<()> {
     for f in walk(root)?

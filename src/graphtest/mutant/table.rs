@@ -126,6 +126,7 @@ mutants! {
     "overlay-xattr-stripped" "Attributes of overlayfs in an archive are dropped without a word." Bug(transfer::OverlayXattrStripped::make);
     "sparse-end-lost" "A hole at the end of a file is cut off."
         R(child(Recipe::diff(stream::sparse_end_lost), child::sparse_end_lost));
+    "sparse-filled" "Holes of files are zeros on the disk in a child." R(Recipe::child(child::sparse_filled));
     "sparse-edge-lost" "The last byte before a hole is lost." R(Recipe::child(child::sparse_edge_lost));
     "name-not-utf8-replaced" "Names that are not UTF-8 get replacement characters."
         R(child(Recipe::diff(stream::name_not_utf8_replaced), child::name_not_utf8_replaced));
@@ -173,6 +174,8 @@ mutants! {
     "dotdot-accepted" "A name that leaves the layer is taken by its last component." R(Recipe::apply(stream::dotdot_accepted));
     "owner-wraps" "Owners in an archive keep 32 bits." R(Recipe::apply(stream::owner_wraps));
     "unknown-types-ignored" "Entries of a kind that is not known are passed over." R(Recipe::apply(stream::unknown_types_ignored));
+    "apply-staging-left" "What was staged of an archive stays in the home after a crash." Bug(transfer::ApplyStagingLeft::make);
+    "apply-marks-parent" "While an archive is applied the layer below holds a mark." Bug(transfer::ApplyMarksParent::make);
     "apply-error-swallowed" "An archive that cannot be applied is no error." Bug(transfer::ApplyErrorSwallowed::make);
 
     // changes

@@ -1,6 +1,7 @@
 //! Bugs in whole calls of diff, changes and apply.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -13,7 +14,7 @@ use crate::graphdriver::{Change, DiffStream, Error, Result};
 
 use super::base::{Base, Bug, lock, other};
 use super::calls::{stateful, stateless};
-use super::files::walk;
+use super::files::{keeping_dir_time, walk};
 use super::tarball::{TarEntry, XATTR, decode, decode_bytes, encode, is_header};
 
 stateless! {
@@ -41,6 +42,10 @@ stateless! {
     ApplySizeOfArchive;
     /// Apply answers with 0.
     ApplySizeZero;
+    /// What is to be applied is staged in the home, and a crash leaves it there.
+    ApplyStagingLeft;
+    /// While an archive is applied the layer below holds a mark.
+    ApplyMarksParent;
     /// What fails to apply stays: the error is swallowed.
     ApplyErrorSwallowed;
     /// Overlayfs' own attributes of an archive are dropped without a word.
@@ -257,6 +262,40 @@ impl Bug for GzipAccepted {
                 .apply_diff(id, parent, &mut GzDecoder::new(bytes.as_slice()));
         }
         b.inner.apply_diff(id, parent, &mut bytes.as_slice())
+    }
+}
+
+impl Bug for ApplyStagingLeft {
+    fn apply(&self, b: &Base, id: &str, parent: Option<&str>, diff: &mut dyn Read) -> Result<u64> {
+        let staged = b.home.join(format!(".apply-{}", std::process::id()));
+        let bytes = input(diff)?;
+        fs::write(&staged, &bytes).map_err(other)?;
+        let done = b.inner.apply_diff(id, parent, &mut bytes.as_slice());
+        fs::remove_file(&staged).map_err(other)?;
+        done
+    }
+}
+
+impl Bug for ApplyMarksParent {
+    fn apply(&self, b: &Base, id: &str, parent: Option<&str>, diff: &mut dyn Read) -> Result<u64> {
+        // A parent that is frozen cannot be marked, and is not.
+        let mark = |make: bool| {
+            parent.map(|parent| {
+                b.with_root(parent, |root| {
+                    let mark = root.join(".applying");
+                    keeping_dir_time(&mark, || match make {
+                        true => fs::write(&mark, id),
+                        false => fs::remove_file(&mark),
+                    })
+                })
+            })
+        };
+        let marked = matches!(mark(true), Some(Ok(())));
+        let done = b.inner.apply_diff(id, parent, diff);
+        if marked && let Some(unmarked) = mark(false) {
+            unmarked?;
+        }
+        done
     }
 }
 

@@ -95,6 +95,7 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::Open(o) => open_op(root, o),
         Op::Read(o) => read(root, o),
         Op::List(o) => list(root, o),
+        Op::Space(o) => space(root, o),
         Op::Inode(o) => inode(root, o, inodes),
     }
 }
@@ -517,6 +518,22 @@ fn list(root: BorrowedFd<'_>, o: &op::ListOp) -> Outcome {
     Err(Failure::Mismatch(format!(
         "names missing: [{missing}], unexpected: [{unexpected}]{twice}"
     )))
+}
+
+fn space(root: BorrowedFd<'_>, o: &op::SpaceOp) -> Outcome {
+    /// What `st_blocks` counts in, whatever the filesystem's blocks are.
+    const UNIT: u64 = 512;
+    let (parent, name) = parent(root, &o.path.0)?;
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let st = rustix::fs::statx(&parent, &name, flags, StatxFlags::BLOCKS)?;
+    let found = st.stx_blocks.saturating_mul(UNIT);
+    if found > o.at_most.0 {
+        return Err(Failure::Mismatch(format!(
+            "{found} bytes on the disk, not {} at most",
+            o.at_most.0
+        )));
+    }
+    Ok(())
 }
 
 fn inode(root: BorrowedFd<'_>, o: &op::InodeOp, inodes: &mut Inodes) -> Outcome {
