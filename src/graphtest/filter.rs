@@ -140,6 +140,7 @@ mod tests {
                 needs: Vec::new(),
                 catches: Vec::new(),
                 steps: Vec::new().into(),
+                by_limit: None,
             })
         };
         let cases = vec![

@@ -203,6 +203,36 @@ fn suite_schema(g: &mut SchemaGenerator) -> schemars::Schema {
     )
 }
 
+/// The variable of the limit that a driver claims, in cases that need one.
+const MAX_DEPTH: &str = "max-depth";
+
+/// What the limit is taken for while a file is checked.
+const SOME_LIMIT: u32 = 8;
+
+/// The steps of a case as they are written, until the limit is known.
+#[derive(Debug, PartialEq)]
+pub struct ByLimit {
+    file: Arc<str>,
+    vars: Vars,
+    steps: Node,
+}
+
+impl ByLimit {
+    /// The steps for a driver that claims this limit.
+    ///
+    /// # Errors
+    /// What is wrong with them for this limit.
+    pub fn steps(&self, limit: u32) -> Result<Arc<[Step]>, LoadError> {
+        let mut cx = Cx::new(self.file.clone());
+        cx.vars = self.vars.clone();
+        cx.vars.set(MAX_DEPTH, limit);
+        match Vec::<Step>::decode(&self.steps, &mut cx) {
+            Some(steps) if cx.errors.is_empty() => Ok(steps.into()),
+            _ => Err(LoadError { errors: cx.errors }),
+        }
+    }
+}
+
 struct Loader {
     requirements: BTreeMap<String, Arc<Requirement>>,
     /// Where each suite name was first used.
@@ -443,8 +473,18 @@ impl Loader {
                 Some(r) => (Some(r.name), r.needs, r.catches, r.vars),
                 None => (None, Vec::new(), Vec::new(), Vars::default()),
             };
+            let needs = head.needs.iter().chain(&own);
+            let needs: Vec<Need> = needs.map(|n| n.value.clone()).collect();
+            let by_limit = needs.iter().any(Need::is_depth_limit).then(|| ByLimit {
+                file: cx.file.clone(),
+                vars: vars.clone(),
+                steps: head.steps.clone(),
+            });
             let before = cx.errors.len();
             cx.vars = vars;
+            if by_limit.is_some() {
+                cx.vars.set(MAX_DEPTH, SOME_LIMIT);
+            }
             let steps = Vec::<Step>::decode(&head.steps, cx);
             cx.vars = Vars::default();
             let Some(steps) = steps else {
@@ -458,13 +498,13 @@ impl Loader {
                 cx.expected("at least one step", &head.steps);
             }
             misplaced(&steps, true, cx);
-            let needs = head.needs.iter().chain(&own);
             cases.push(Arc::new(Case {
                 scenario: scenario.clone(),
                 name,
-                needs: needs.map(|n| n.value.clone()).collect(),
+                needs,
                 catches,
                 steps: steps.into(),
+                by_limit: by_limit.map(Arc::new),
             }));
         }
         cases

@@ -26,7 +26,11 @@ pub enum NeedKind {
     Layout(String),
     /// The driver claims chains of this many layers.
     Depth(u32),
+    /// The driver claims that its chains cannot be longer than a number of layers, which is `${max-depth}`.
+    DepthLimit,
 }
+
+const DEPTH_LIMIT: &str = "depth-limit";
 
 impl FromStr for Need {
     type Err = String;
@@ -38,6 +42,8 @@ impl FromStr for Need {
         };
         let kind = if let Some(layout) = name.strip_prefix("layout:") {
             NeedKind::Layout(layout.to_string())
+        } else if name == DEPTH_LIMIT {
+            NeedKind::DepthLimit
         } else if let Some(depth) = name.strip_prefix("depth:") {
             NeedKind::Depth(
                 depth
@@ -51,7 +57,7 @@ impl FromStr for Need {
         } else {
             let mut known: Vec<&str> = Fact::ALL.iter().map(|f| f.name()).collect();
             known.extend(Capability::ALL.iter().map(|c| c.name()));
-            known.extend(["layout:NAME", "depth:N"]);
+            known.extend(["layout:NAME", "depth:N", DEPTH_LIMIT]);
             return Err(super::lang::unknown("need", name, &known));
         };
         Ok(Self { negated, kind })
@@ -68,11 +74,17 @@ impl fmt::Display for Need {
             NeedKind::Fact(x) => write!(f, "{x}"),
             NeedKind::Layout(name) => write!(f, "layout:{name}"),
             NeedKind::Depth(n) => write!(f, "depth:{n}"),
+            NeedKind::DepthLimit => f.write_str(DEPTH_LIMIT),
         }
     }
 }
 
 impl Need {
+    /// Whether it is the need for a limit, with which `${max-depth}` is known.
+    pub(crate) fn is_depth_limit(&self) -> bool {
+        self.kind == NeedKind::DepthLimit && !self.negated
+    }
+
     /// Why the place does not meet it; `None` when it does, or when the place has no say.
     pub fn unmet_by_place(&self, facts: &Facts) -> Option<String> {
         let NeedKind::Fact(fact) = &self.kind else {
@@ -93,6 +105,10 @@ impl Need {
             NeedKind::Layout(name) => (
                 layout == Some(name.as_str()),
                 format!("the on-disk layout of {name}"),
+            ),
+            NeedKind::DepthLimit => (
+                claims.max_depth.is_some(),
+                "a limit on the length of chains, none is claimed".to_string(),
             ),
             NeedKind::Depth(n) => (
                 claims.max_depth.is_none_or(|limit| limit >= *n),
@@ -128,6 +144,8 @@ mod tests {
     #[case("not-native-diff")]
     #[case("layout:overlay2")]
     #[case("depth:128")]
+    #[case("depth-limit")]
+    #[case("not-depth-limit")]
     fn needs_print_as_they_are_written(#[case] text: &str) {
         assert_eq!(text.parse::<Need>().unwrap().to_string(), text);
     }
@@ -136,6 +154,8 @@ mod tests {
     #[case("depth:200", Some("needs chains of 200 layers, 128 are claimed"))]
     #[case("depth:128", None)]
     #[case("not-depth:200", None)]
+    #[case("depth-limit", None)]
+    #[case("not-depth-limit", Some("needs a driver without `depth-limit`"))]
     #[case("quota", Some("needs quota, which is not claimed"))]
     #[case("not-mounts", Some("needs a driver without `mounts`"))]
     #[case("layout:vfs", None)]
@@ -147,6 +167,14 @@ mod tests {
             need.unmet_by_driver(&claims, Some("vfs")).as_deref(),
             reason
         );
+    }
+
+    #[test]
+    fn a_driver_without_a_limit_claims_none() {
+        let need: Need = "depth-limit".parse().unwrap();
+        let reason = need.unmet_by_driver(&Capabilities::new([]), None);
+        let why = "needs a limit on the length of chains, none is claimed";
+        assert_eq!(reason.as_deref(), Some(why));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::load::ByLimit;
 use super::needs::Need;
 use super::step::Step;
 
@@ -106,8 +107,10 @@ pub struct Case {
     pub needs: Vec<Need>,
     /// The mutants that this very row must fail on (in addition to what [`Scenario::catches`] asks for).
     pub catches: Vec<String>,
-    /// What is done, in order.
+    /// What is done, in order; where `by_limit` is set, what it would be with some limit.
     pub steps: Arc<[Step]>,
+    /// The steps of a case that needs `depth-limit`, which depend on the limit that the driver claims.
+    pub by_limit: Option<Arc<ByLimit>>,
 }
 
 impl Case {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::yaml::{Node, NodeKind};
 
 /// The variables that a step may name: a case's values and the indexes of the loops around it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Vars(pub BTreeMap<String, Node>);
 
 impl Vars {

@@ -180,6 +180,19 @@ fn run_in(
         world.end()?;
         return Ok(Some(reason));
     }
+    let limited;
+    if let (Some(by_limit), Some(limit)) = (&case.by_limit, claims.max_depth) {
+        limited = match by_limit.steps(limit) {
+            Ok(steps) => steps,
+            Err(e) => {
+                world.end()?;
+                let what = format!("with {limit}, the limit that the driver claims:");
+                return Err(Fail::lines(what, e.errors.iter().map(ToString::to_string)));
+            }
+        };
+        // The first driver has its home already.
+        steps = &limited[limited.len() - steps.len()..];
+    }
     let result = world.run(steps);
     if limits.keep && result.is_err() {
         return result.map(|()| None);

@@ -290,3 +290,30 @@ fn a_missing_file_is_an_error_of_its_own() {
         "{e}"
     );
 }
+
+#[test]
+fn the_limit_is_filled_in_when_it_is_known() {
+    let steps = "  steps:\n  - chain: l\n    length: ${max-depth-1}\n";
+    let library = load(&format!("{HEAD}  needs: [depth-limit]\n{steps}")).unwrap();
+    let case = library.cases().next().unwrap();
+    let by_limit = case.by_limit.as_ref().unwrap();
+    let Action::Chain(chain) = &by_limit.steps(30).unwrap()[0].action else {
+        panic!("not a chain")
+    };
+    assert_eq!(chain.length, 29);
+    let e = load(&format!("{HEAD}{steps}")).unwrap_err();
+    let message = "unknown variable `${max-depth-1}`; there are none here";
+    assert!(e[0].contains(message), "{e:?}");
+}
+
+#[test]
+fn a_limit_that_a_step_cannot_take_is_told() {
+    let steps = "  steps:\n  - repeat: ${max-depth-1}\n    do: [{create: x}]\n";
+    let library = load(&format!("{HEAD}  needs: [depth-limit]\n{steps}")).unwrap();
+    let by_limit = library.cases().next().unwrap().by_limit.clone().unwrap();
+    let e = by_limit.steps(1).unwrap_err();
+    assert_eq!(
+        e.errors[0].to_string(),
+        "s.yaml:11: expected between 1 and 100000 turns, found 0"
+    );
+}
