@@ -684,6 +684,25 @@ fn an_ordinary_user_runs_what_can_be_run() {
 }
 
 #[test]
+fn a_report_to_standard_output_is_written_once() {
+    let bench = Bench::new();
+    let suite = bench.suite(&[("good", "must", GOOD), ("better", "must", GOOD)]);
+    let args = ["run", "--suite", &suite, "--target", "vfs", "--on", "dir"];
+    let args = [&args[..], &["--quiet", "--report", "tap=/dev/stdout"]].concat();
+    let run = bench.graphtest(&args).must(0);
+    assert_eq!(run.out.matches("TAP version 14").count(), 1, "{}", run.out);
+    // As a file: what the run itself prints stays, and the name is still the link that it was.
+    let out = bench.path("out");
+    let mut command = bench.command(Path::new(env!("CARGO_BIN_EXE_graphtest")), &args);
+    let file = fs::File::create(&out).unwrap();
+    assert!(command.stdout(file).status().unwrap().success());
+    let text = fs::read_to_string(&out).unwrap();
+    assert_eq!(text.matches("TAP version 14").count(), 1, "{text}");
+    assert!(text.contains("Summary: 2 pass"), "{text}");
+    assert!(fs::symlink_metadata("/dev/stdout").unwrap().is_symlink());
+}
+
+#[test]
 fn a_report_that_cannot_be_written_is_status_3() {
     let bench = Bench::new();
     let suite = bench.suite(&[("good", "must", GOOD)]);

@@ -131,6 +131,9 @@ impl File {
     /// The file cannot be written; the message names it.
     pub fn update(&mut self, report: &Report, event: &Event) -> io::Result<()> {
         let due = match event {
+            Event::RunFinished { .. } => true,
+            // What was written to a pipe cannot be written anew, so it gets the whole report once.
+            _ if is_stream(&self.wanted.path) => false,
             Event::CaseStarted { .. } => false,
             Event::CaseFinished { .. } => self.written.is_none_or(|t| t.elapsed() >= EVERY),
             _ => true,
@@ -150,15 +153,32 @@ impl File {
     }
 }
 
-/// Writes a file so that a reader, or a crash, sees the old text or the new one, never a part. What is no regular file
-/// (`/dev/stdout`, a pipe) is written to as it is.
+/// Whether a path leads to something that is written to, not replaced: no regular file (a pipe, a terminal), or one that a process
+/// has open under a name such as `/dev/stdout`, whatever that is at the moment.
+fn is_stream(path: &Path) -> bool {
+    path.starts_with("/dev/fd")
+        || path.starts_with("/proc")
+        || ["/dev/stdout", "/dev/stderr"]
+            .iter()
+            .any(|p| path == Path::new(p))
+        || std::fs::metadata(path).is_ok_and(|m| !m.is_file())
+}
+
+/// Writes a file so that a reader, or a crash, sees the old text or the new one, never a part. A stream (`/dev/stdout`, a pipe) is
+/// written to as it is.
 ///
 /// # Errors
 /// The errno of the call that failed.
 pub fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+    // Opened anew, a file that these lead to would have an offset of its own, and each would overwrite the other.
+    match path.to_str() {
+        Some("/dev/stdout") => return io::stdout().lock().write_all(text.as_bytes()),
+        Some("/dev/stderr") => return io::stderr().lock().write_all(text.as_bytes()),
+        _ => {}
+    }
+    if is_stream(path) {
         return std::fs::OpenOptions::new()
-            .write(true)
+            .append(true)
             .open(path)?
             .write_all(text.as_bytes());
     }
