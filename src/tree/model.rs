@@ -179,6 +179,9 @@ impl Model {
     }
 
     fn run(&mut self, op: &Op, who: Actor) -> Result<(), Stop> {
+        if op.slashes() != (false, false) {
+            who.doubt("a `/` at the end of a name")?;
+        }
         match op {
             Op::File(o) => self.file(o, who),
             Op::Dir(o) => self.dir(o, who),

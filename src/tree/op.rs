@@ -326,6 +326,8 @@ verbs! {
         mtime: Option<Time>,
         /// Extended attributes.
         xattrs: Xattrs,
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
     };
     /// Make a symbolic link; attributes are those of the link itself.
     Symlink, SymlinkOp, "symlink", [
@@ -336,12 +338,17 @@ verbs! {
         owner: Option<OwnerText>,
         /// Modification time.
         mtime: Option<Time>,
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
     };
     /// Make a hard link to an existing name (never following a symbolic link).
     Hardlink, HardlinkOp, "hardlink", [
         /// The existing name.
         to: Path,
-    ] {};
+    ] {
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
+    };
     /// Make a named pipe.
     Fifo, FifoOp, "fifo", [] {
         /// Permission bits.
@@ -385,9 +392,15 @@ verbs! {
     /// Remove a path and everything below it; it must exist.
     Remove, RemoveOp, "remove", [] {};
     /// unlink(2): remove one name that is not a directory.
-    Unlink, UnlinkOp, "unlink", [] {};
+    Unlink, UnlinkOp, "unlink", [] {
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
+    };
     /// rmdir(2): remove an empty directory.
-    Rmdir, RmdirOp, "rmdir", [] {};
+    Rmdir, RmdirOp, "rmdir", [] {
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
+    };
     /// Rename, as renameat2(2).
     Rename, RenameOp, "rename", [
         /// The new name.
@@ -397,6 +410,10 @@ verbs! {
         noreplace: bool,
         /// Swap the two names (`RENAME_EXCHANGE`).
         exchange: bool,
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
+        /// Hand the new name to the kernel with a `/` at its end.
+        to_slash: bool,
     };
     /// chmod(2).
     Chmod, ChmodOp, "chmod", [
@@ -453,6 +470,8 @@ verbs! {
     ] {
         /// Written after opening.
         text: Option<Bytes>,
+        /// Hand the name to the kernel with a `/` at its end.
+        slash: bool,
     };
     /// Read a file and compare its content.
     Read, ReadOp, "read", [
@@ -477,6 +496,22 @@ verbs! {
         same_as: Option<String>,
         /// It must not be the inode remembered under this name.
         differs_from: Option<String>,
+    }
+}
+
+impl Op {
+    /// Whether a name is handed to the kernel with a `/` at its end; then, whether the path and whether the new name of a rename.
+    pub fn slashes(&self) -> (bool, bool) {
+        match self {
+            Self::Dir(o) => (o.slash, false),
+            Self::Symlink(o) => (o.slash, false),
+            Self::Hardlink(o) => (o.slash, false),
+            Self::Unlink(o) => (o.slash, false),
+            Self::Rmdir(o) => (o.slash, false),
+            Self::Rename(o) => (o.slash, o.to_slash),
+            Self::Open(o) => (o.slash, false),
+            _ => (false, false),
+        }
     }
 }
 

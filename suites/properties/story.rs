@@ -415,6 +415,7 @@ fn make_dir(path: &TreePath) -> Op {
         mode: None,
         owner: None,
         mtime: None,
+        slash: false,
         xattrs: BTreeMap::new(),
         fails: Vec::new(),
         may_fail: Vec::new(),

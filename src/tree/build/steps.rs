@@ -37,7 +37,7 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::File(o) => file(root, o),
         Op::Dir(o) => dir(root, o),
         Op::Symlink(o) => symlink(root, o),
-        Op::Hardlink(o) => hardlink(root, &o.to.0, &o.path.0),
+        Op::Hardlink(o) => hardlink(root, o),
         Op::Fifo(o) => {
             let about = Attrs::of(&o.mode, &o.owner, &o.mtime);
             node(root, &o.path.0, FileType::Fifo, None, &about)
@@ -58,10 +58,10 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         }
         Op::Remove(o) => remove(root, &o.path.0, &[], fs::remove_all),
         Op::Unlink(o) => remove(root, &o.path.0, &[Errno::ISDIR], |d, n| {
-            rustix::fs::unlinkat(d, n, AtFlags::empty())
+            rustix::fs::unlinkat(d, handed(n, o.slash), AtFlags::empty())
         }),
         Op::Rmdir(o) => remove(root, &o.path.0, &[], |d, n| {
-            rustix::fs::unlinkat(d, n, AtFlags::REMOVEDIR)
+            rustix::fs::unlinkat(d, handed(n, o.slash), AtFlags::REMOVEDIR)
         }),
         Op::Rename(o) => rename(root, o),
         Op::Chmod(o) => chmod(root, &o.path.0, o.mode.0),
@@ -199,7 +199,18 @@ fn parent(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), E
     Ok((dir, name))
 }
 
-/// The same for a name to be made; the root exists.
+/// A name as it is handed to the kernel. None of the calls that take one with a `/` at its end follows a symbolic link of that name:
+/// mkdir, symlink, link (its new name), unlink, rmdir and rename.
+fn handed(name: &CStr, slash: bool) -> CString {
+    if !slash {
+        return name.to_owned();
+    }
+    let mut bytes = name.to_bytes().to_vec();
+    bytes.push(b'/');
+    CString::new(bytes).unwrap_or_default()
+}
+
+/// The same as [`parent`] for a name to be made; the root exists.
 fn new_name(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), Errno> {
     if path.is_root() {
         Err(Errno::EXIST)
@@ -309,7 +320,7 @@ fn dir(root: BorrowedFd<'_>, o: &op::DirOp) -> Outcome {
     let (parent, name) = new_name(root, &o.path.0)?;
     let fd = parent.as_fd();
     let create = o.mode.as_ref().map_or(CREATE_MODE_DIR, |m| m.0) & 0o777;
-    rustix::fs::mkdirat(fd, &name, mode(create))?;
+    rustix::fs::mkdirat(fd, handed(&name, o.slash), mode(create))?;
     set_owner_and_mode(fd, &name, &o.owner, &o.mode)?;
     set_xattrs(fd, &name, &o.xattrs)
 }
@@ -339,7 +350,7 @@ fn set_owner_and_mode(
 fn symlink(root: BorrowedFd<'_>, o: &op::SymlinkOp) -> Outcome {
     let (parent, name) = new_name(root, &o.path.0)?;
     let target = CString::new(o.to.0.as_slice()).map_err(|_| Errno::INVAL)?;
-    rustix::fs::symlinkat(&target, &parent, &name)?;
+    rustix::fs::symlinkat(&target, &parent, handed(&name, o.slash))?;
     set_owner_and_mode(parent.as_fd(), &name, &o.owner, &None)?;
     if let Some(time) = &o.mtime {
         touch(parent.as_fd(), &name, time.0)?;
@@ -347,14 +358,14 @@ fn symlink(root: BorrowedFd<'_>, o: &op::SymlinkOp) -> Outcome {
     Ok(())
 }
 
-fn hardlink(root: BorrowedFd<'_>, existing: &TreePath, new: &TreePath) -> Outcome {
-    let (old_parent, old_name) = parent(root, existing)?;
-    let (new_parent, new_name) = new_name(root, new)?;
+fn hardlink(root: BorrowedFd<'_>, o: &op::HardlinkOp) -> Outcome {
+    let (old_parent, old_name) = parent(root, &o.to.0)?;
+    let (new_parent, new_name) = new_name(root, &o.path.0)?;
     Ok(rustix::fs::linkat(
         old_parent,
         old_name,
         new_parent,
-        new_name,
+        handed(&new_name, o.slash),
         AtFlags::empty(),
     )?)
 }
@@ -419,7 +430,11 @@ fn rename(root: BorrowedFd<'_>, o: &op::RenameOp) -> Outcome {
     flags.set(RenameFlags::NOREPLACE, o.noreplace);
     flags.set(RenameFlags::EXCHANGE, o.exchange);
     Ok(rustix::fs::renameat_with(
-        old_parent, old_name, new_parent, new_name, flags,
+        old_parent,
+        handed(&old_name, o.slash),
+        new_parent,
+        handed(&new_name, o.to_slash),
+        flags,
     )?)
 }
 
@@ -450,7 +465,11 @@ fn open_op(root: BorrowedFd<'_>, o: &op::OpenOp) -> Outcome {
     } else {
         0
     };
-    let file = open(root, &o.path.0, flags, mode(bits))?;
+    let mut path = o.path.0.clone();
+    if o.slash {
+        path.0.push(b'/');
+    }
+    let file = open(root, &path, flags, mode(bits))?;
     let mut rest = o.text.as_ref().map_or(&[][..], |t| &t.0);
     while !rest.is_empty() {
         let n = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;

@@ -180,7 +180,8 @@ impl Model {
             exclusive: flags.contains(OFlags::EXCL),
             truncate: flags.contains(OFlags::TRUNC),
             directory: flags.contains(OFlags::DIRECTORY),
-            no_follow: flags.contains(OFlags::NOFOLLOW),
+            // A name with a slash at its end stands for what the link leads to.
+            no_follow: flags.contains(OFlags::NOFOLLOW) && !o.slash,
         };
         let ino = self.open(&o.path.0, wanted, who)?;
         match &o.text {
