@@ -214,6 +214,9 @@ steps! {
         /// The fresh layer's parent; left out: the layer's own.
         onto: Option<String> = "onto",
     };
+    /// Diffs every layer of the chain and applies them on every built-in driver that runs here: it shows the same tree.
+    Export, ExportStep, "export" (/** The layer. */ id: String) {
+    };
     /// Applies through tar-split and gives the archive back byte for byte.
     TarSplit, TarSplitStep, "tar-split" (/** The layer. */ id: String) {
         /// The archive or saved diff.

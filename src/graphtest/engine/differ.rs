@@ -139,7 +139,7 @@ impl World<'_> {
     }
 
     /// A diff that must succeed, in a file.
-    fn whole_diff(&mut self, id: &str, parent: Option<&str>) -> Done<PathBuf> {
+    pub(super) fn whole_diff(&mut self, id: &str, parent: Option<&str>) -> Done<PathBuf> {
         self.diff_to_file(id, parent, &Expect::default())?
             .ok_or_else(|| Fail::new("a diff that must succeed gave nothing"))
     }
@@ -461,7 +461,7 @@ fn driver_error(e: io::Error) -> Error {
 
 /// What of a tree an archive carries: the root is never an entry, `trusted` attributes stay behind, and a directory that is not
 /// `in_archive` has whatever time it has.
-fn archived(tree: &Tree, in_archive: impl Fn(&TreePath) -> bool) -> Tree {
+pub(super) fn archived(tree: &Tree, in_archive: impl Fn(&TreePath) -> bool) -> Tree {
     let mut tree = tree.clone();
     tree.entries.remove(&TreePath::root());
     for (path, entry) in &mut tree.entries {

@@ -206,6 +206,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Diff(s) => note(into, &s.id, false),
             Action::Size(s) => note(into, &s.id, false),
             Action::RoundTrip(s) => note(into, &s.id, false),
+            Action::Export(s) => note(into, &s.id, false),
             Action::Chain(s) => {
                 for i in 1..=s.length {
                     note(into, &format!("{}{i}", s.prefix), true);

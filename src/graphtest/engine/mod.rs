@@ -4,6 +4,7 @@ mod archives;
 mod call;
 mod content;
 mod differ;
+mod export;
 mod kill;
 mod layers;
 mod lifecycle;

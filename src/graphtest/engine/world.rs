@@ -145,6 +145,7 @@ impl<'a> World<'a> {
             Action::Apply(s) => self.apply(s, expect),
             Action::Size(s) => self.size(s, expect),
             Action::RoundTrip(s) => self.round_trip(s),
+            Action::Export(s) => self.export(s),
             Action::TarSplit(s) => self.tar_split(s),
             Action::Chain(s) => self.chain(s, expect),
             Action::Repeat(s) => self.repeat(s),
