@@ -61,11 +61,7 @@ fn sh(script: &str, dir: &Path) -> Result<(), Failed> {
 }
 
 fn scan(dir: &Path) -> Result<Tree, Failed> {
-    let fd = fs::File::open(dir)?;
-    Ok(tree::scan(
-        std::os::fd::AsFd::as_fd(&fd),
-        &tree::ScanOptions::default(),
-    )?)
+    Ok(tree::scan_path(dir, &tree::ScanOptions::default())?)
 }
 
 /// Copies the installed system into `root`, and gives it what a small installation may lack.

@@ -1,16 +1,17 @@
 //! What one driver exports, every other shows.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::archives::{Archive, Chunked};
 use super::call::{Done, Fail};
 use super::differ::archived;
 use super::world::World;
-use crate::graphdriver::{CreateOpts, Driver, Error};
+use crate::graphdriver::{CreateOpts, Driver, Error, Held, ProtoDriver};
 use crate::graphtest::step::ExportStep;
 use crate::graphtest::target::{Target, built_in};
 use crate::sys::remove::remove_tree;
-use crate::tree::{Compare, ScanOptions, Tree, compare, scan_path};
+use crate::tree::{Compare, ScanOptions, Tree, compare, scan};
 
 impl World<'_> {
     /// Hands the chain of a layer, diff by diff, to every built-in driver that runs here.
@@ -26,7 +27,7 @@ impl World<'_> {
             diffs.push((id.as_str(), parent, self.whole_diff(id, parent)?));
             parent = Some(id);
         }
-        let expected = self.tree_of(&s.id)?;
+        let expected = archived(&self.tree_of(&s.id)?, |_| true);
         let how = Compare {
             ignore_sockets: true,
             ..self.comparison()
@@ -37,8 +38,7 @@ impl World<'_> {
                 continue;
             };
             remove_tree(&home).map_err(|e| Fail::new(format!("{}: {e}", home.display())))?;
-            let (wanted, found) = (archived(&expected, |_| true), archived(&found, |_| true));
-            let diff = compare(&wanted, &found, &how);
+            let diff = compare(&expected, &archived(&found, |_| true), &how);
             if !diff.is_empty() {
                 let heading = format!("{} shows another tree of {}:", target.name(), s.id);
                 return Err(Fail::lines(heading, diff.lines()));
@@ -74,7 +74,7 @@ fn receive(
             .apply_diff(id, *parent, &mut input)
             .map_err(|e| failed(&format!("apply the diff of {id}"), &e))?;
     }
-    let tree = show(driver.as_ref(), last).map_err(|e| failed(&format!("get {last}"), &e));
+    let tree = show(&driver, last).map_err(|e| failed(&format!("get {last}"), &e));
     // What stays mounted is found when the scenario ends.
     let released = driver.cleanup().map_err(|e| failed("cleanup", &e));
     let tree = tree?;
@@ -82,9 +82,10 @@ fn receive(
     Ok(Some(tree))
 }
 
-fn show(driver: &dyn Driver, id: &str) -> Result<Tree, Error> {
-    let path = driver.get(id, "")?;
-    let tree = scan_path(&path, &ScanOptions::default());
-    driver.put(id)?;
-    tree.map_err(|e| Error::io("scan", path, e))
+fn show(driver: &Arc<dyn Driver>, id: &str) -> Result<Tree, Error> {
+    let driver: Arc<dyn ProtoDriver> = driver.clone();
+    let layer = Held::get(driver, id)?;
+    let tree = scan(layer.root(), &ScanOptions::default()).map_err(|e| Error::io("scan", id, e));
+    layer.put()?;
+    tree
 }
