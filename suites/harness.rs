@@ -3,8 +3,11 @@
 use std::process::ExitCode;
 
 use graphtest::graphtest::target::built_in;
-use graphtest::harness::Harness;
+use graphtest::harness::{Harness, made_backings};
 
 fn main() -> ExitCode {
-    Harness::of(built_in()).on_tmpfs().run()
+    Harness::of(built_in())
+        .on_tmpfs()
+        .also_on(made_backings())
+        .run()
 }

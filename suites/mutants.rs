@@ -11,8 +11,7 @@ use graphtest::graphtest::load;
 use graphtest::graphtest::mutant::{self, MutatedTarget};
 use graphtest::graphtest::target::{Target, built_in};
 use graphtest::graphtest::{Case, Library};
-use graphtest::harness::{Homes, why_not};
-use graphtest::lab::Place;
+use graphtest::harness::{Homes, made_backings};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// A mutant, and the cases of which at least one must fail on it.
@@ -53,11 +52,18 @@ fn hunts(library: &Library) -> Vec<Hunt> {
 }
 
 /// Runs the cases on the mutant over each driver until one fails.
-fn hunt(hunt: &Hunt, targets: &[Arc<dyn Target>], place: &Place) -> Result<Completion, Failed> {
+fn hunt(hunt: &Hunt, targets: &[Arc<dyn Target>], homes: &Homes) -> Result<Completion, Failed> {
     let (mut ran, mut skipped) = (0, None);
     for target in targets {
         let mutated = MutatedTarget::new(target.clone(), hunt.mutant);
         for case in &hunt.cases {
+            let place = match homes.place_for(&**target, &case.needs) {
+                Ok(place) => place,
+                Err(why) => {
+                    skipped = Some(why);
+                    continue;
+                }
+            };
             let report = run_case(&mutated, place, case, &RunLimits::default());
             match report.outcome {
                 Outcome::Fail => return Ok(Completion::Completed),
@@ -87,24 +93,21 @@ fn main() -> ExitCode {
         }
     };
     let homes = match Homes::make(&std::env::temp_dir(), true) {
-        Ok(homes) => homes,
+        Ok(homes) => Arc::new(homes.also_on(made_backings())),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(3);
         }
     };
-    let place = homes.place().clone();
-    let targets: Vec<Arc<dyn Target>> = built_in()
-        .into_iter()
-        .filter(|t| why_not(&**t, &place).is_none())
-        .collect();
+    let targets = built_in();
     let trials = hunts(&library).into_iter().map(|h| {
-        let (targets, place) = (targets.clone(), place.clone());
+        let (targets, homes) = (targets.clone(), homes.clone());
         let name = format!("{}::{}", h.mutant.name, h.label);
-        Trial::ignorable_test(name, move || hunt(&h, &targets, &place))
+        Trial::ignorable_test(name, move || hunt(&h, &targets, &homes))
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    if let Err(e) = homes.close() {
+    let closed = Arc::into_inner(homes).map_or(Err("still in use".to_string()), Homes::close);
+    if let Err(e) = closed {
         eprintln!("{e}");
         return ExitCode::from(3);
     }

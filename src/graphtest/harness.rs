@@ -26,6 +26,8 @@
 //! The arguments are those of `cargo test`: filters, `--list`, `--test-threads`. What is made is written down in the
 //! [state directory](crate::lab::state_dir) before it is made, so that `graphtest clean` gives back what a killed test leaves.
 
+mod homes;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,8 +42,9 @@ use super::requirement::Requirement;
 use super::scenario::{Case, Level};
 use super::target::{Factory, Target};
 use crate::graphdriver::{self, Driver};
-use crate::lab::{Backing, Place, Provisioned, Register, provision};
-use crate::sys;
+use crate::lab::Backing;
+
+pub use homes::{Homes, made_backings, why_not};
 
 /// Runs scenarios as trials.
 #[derive(Debug)]
@@ -49,6 +52,7 @@ pub struct Harness {
     targets: Vec<Arc<dyn Target>>,
     dir: PathBuf,
     tmpfs: bool,
+    also_on: Vec<Backing>,
     suites: Vec<PathBuf>,
 }
 
@@ -70,6 +74,7 @@ impl Harness {
             targets: targets.into_iter().collect(),
             dir: std::env::temp_dir(),
             tmpfs: false,
+            also_on: Vec::new(),
             suites: Vec::new(),
         }
     }
@@ -83,6 +88,13 @@ impl Harness {
     /// Homes are made on a tmpfs of their own, mounted below the temporary directory, where one can be mounted.
     pub fn on_tmpfs(mut self) -> Self {
         self.tmpfs = true;
+        self
+    }
+
+    /// What the first place does not have (a fact that a scenario needs, or a filesystem that the driver needs) is looked for on
+    /// these backings, in this order. Each is made when the first scenario asks for it.
+    pub fn also_on(mut self, backings: impl IntoIterator<Item = Backing>) -> Self {
+        self.also_on.extend(backings);
         self
     }
 
@@ -108,10 +120,12 @@ impl Harness {
 
     fn prepared(self, arguments: &Arguments) -> Result<ExitCode, String> {
         let library = self.library().map_err(|e| e.to_string())?;
-        let homes = Homes::make(&self.dir, self.tmpfs)?;
-        let trials = trials(&self.targets, homes.place(), &library);
+        let homes = Arc::new(Homes::make(&self.dir, self.tmpfs)?.also_on(self.also_on));
+        let trials = trials(&self.targets, &homes, &library);
         let conclusion = libtest_mimic::run(arguments, trials);
-        homes.close()?;
+        Arc::into_inner(homes)
+            .ok_or("the homes are still in use")?
+            .close()?;
         Ok(conclusion.exit_code())
     }
 
@@ -124,122 +138,32 @@ impl Harness {
     }
 }
 
-/// A directory for homes, written down before it is made and given back in the end. What a killed process leaves of it,
-/// `graphtest clean` gives back.
-#[derive(Debug)]
-pub struct Homes {
-    register: Register,
-    provisioned: Provisioned,
-}
-
-impl Homes {
-    /// Makes a directory below `parent` and probes it; with `tmpfs`, one on a tmpfs of its own, where one can be mounted.
-    ///
-    /// To be called while the process has one thread: it enters namespaces, of mounts as root, of users and mounts as an
-    /// ordinary user. Where there are none, that is said on standard error.
-    ///
-    /// # Errors
-    /// Nothing can be made there, or the state directory cannot be written.
-    pub fn make(parent: &Path, tmpfs: bool) -> Result<Self, String> {
-        // Before the namespaces, in which an ordinary user seems to be root.
-        let register = Register::begin().map_err(|e| e.to_string())?;
-        if let Err(why) = isolate() {
-            eprintln!("note: {why}; what needs mounts is ignored");
-        }
-        let dir = Backing::Dir(Some(parent.to_path_buf()));
-        let on_tmpfs = tmpfs
-            .then(|| provision(&Backing::Tmpfs, &register).ok())
-            .flatten();
-        let provisioned = match on_tmpfs {
-            Some(made) => Ok(made),
-            None => provision(&dir, &register),
-        };
-        match provisioned {
-            Ok(provisioned) => Ok(Self {
-                register,
-                provisioned,
-            }),
-            Err(e) => {
-                // The error of making it says more than that of the register.
-                let _ = register.close();
-                Err(format!("no homes: {e}"))
-            }
-        }
-    }
-
-    /// The directory and what it can do.
-    pub fn place(&self) -> &Place {
-        &self.provisioned.place
-    }
-
-    /// Unmounts and removes it.
-    ///
-    /// # Errors
-    /// What is left behind.
-    pub fn close(self) -> Result<(), String> {
-        self.provisioned.give_back(&self.register)?;
-        self.register.close().map(|_| ()).map_err(|e| e.to_string())
-    }
-}
-
-/// Namespaces of its own for a process with one thread: mounts as root, users and mounts as an ordinary user.
-fn isolate() -> Result<(), String> {
-    if !rustix::process::geteuid().is_root() {
-        sys::ns::enter_user_ns().map_err(|e| format!("no user namespace: {e}"))?;
-    }
-    sys::ns::enter_private_mount_ns().map_err(|e| format!("no mount namespace of its own: {e}"))
-}
-
 /// Every case on every target as a trial, named `TARGET::SUITE/SCENARIO#ROW`.
-pub fn trials(targets: &[Arc<dyn Target>], place: &Place, library: &Library) -> Vec<Trial> {
+pub fn trials(targets: &[Arc<dyn Target>], homes: &Arc<Homes>, library: &Library) -> Vec<Trial> {
     let requirements = Arc::new(library.requirements.clone());
     let mut trials = Vec::new();
     for target in targets {
-        let cannot = why_not(&**target, place).map(Arc::new);
         for case in library.cases() {
-            let (target, place, case) = (target.clone(), place.clone(), case.clone());
-            let (cannot, requirements) = (cannot.clone(), requirements.clone());
+            let (target, homes, case) = (target.clone(), homes.clone(), case.clone());
+            let requirements = requirements.clone();
             let name = format!("{}::{}", target.name(), case.label());
-            let kind = place.backing.clone();
-            let run = move || match cannot {
-                Some(why) => Ok(Completion::ignored_with(why)),
-                None => trial(&*target, &place, &case, requirements),
-            };
-            trials.push(Trial::ignorable_test(name, run).with_kind(kind));
+            let run = move || trial(&*target, &homes, &case, requirements);
+            trials.push(Trial::ignorable_test(name, run));
         }
     }
     trials
 }
 
-/// Why a target cannot run at a place at all; `None` when it can.
-pub fn why_not(target: &dyn Target, place: &Place) -> Option<String> {
-    let home = match tempfile::Builder::new()
-        .prefix("probe-")
-        .tempdir_in(&place.dir)
-    {
-        Ok(home) => home,
-        Err(e) => return Some(format!("no home can be made: {e}")),
-    };
-    let cannot = match target.init(home.path(), &[]) {
-        Ok(driver) => {
-            // Whatever it says, the probe is over; a driver that cannot clean up shows that in its scenarios.
-            let _ = driver.cleanup();
-            None
-        }
-        // Any other error is the driver's own, and a failure of every scenario.
-        Err(e) if e.is_driver_not_supported() => Some(e.to_string()),
-        Err(_) => None,
-    };
-    drop(home);
-    cannot
-}
-
 fn trial(
     target: &dyn Target,
-    place: &Place,
+    homes: &Homes,
     case: &Case,
     requirements: Arc<BTreeMap<String, Arc<Requirement>>>,
 ) -> Result<Completion, Failed> {
+    let place = match homes.place_for(target, &case.needs) {
+        Ok(place) => place,
+        Err(why) => return Ok(Completion::ignored_with(why)),
+    };
     let limits = RunLimits {
         requirements,
         ..RunLimits::default()
@@ -251,8 +175,10 @@ fn trial(
         (Outcome::Fail, _) if case.scenario.level == Level::May => Ok(Completion::ignored_with(
             format!("may, and does not: {reason}"),
         )),
-        (Outcome::Fail, Some(failure)) => Err(failure.to_string().into()),
-        (Outcome::Fail, None) => Err(reason.into()),
+        (Outcome::Fail, failure) => {
+            let what = failure.map_or(reason, |f| f.to_string());
+            Err(format!("on {}: {what}", place.backing).into())
+        }
         _ => Ok(Completion::Completed),
     }
 }
