@@ -9,9 +9,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use graphtest::graphtest::mutant::{self, MutatedTarget};
+use graphtest::graphtest::needs::Need;
 use graphtest::graphtest::target::built_in;
 use graphtest::graphtest::{Case, CaseReport, Outcome, RunLimits, Target, load, run_case};
-use graphtest::harness::{Homes, why_not};
+use graphtest::harness::{Homes, made_backings};
 use graphtest::lab::{Fact, Place};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
@@ -172,10 +173,11 @@ fn write(found: &Counterexample, dir: &Path, target: &str, seed: u64) -> Result<
 }
 
 /// No history fails on a good driver.
-fn holds(target: &dyn Target, place: &Place, plan: Plan) -> Result<Completion, Failed> {
-    if let Some(cannot) = why_not(target, place) {
-        return Ok(Completion::ignored_with(cannot));
-    }
+fn holds(target: &dyn Target, homes: &Homes, plan: Plan) -> Result<Completion, Failed> {
+    let place = match homes.place_for(target, &[]) {
+        Ok(place) => place,
+        Err(cannot) => return Ok(Completion::ignored_with(cannot)),
+    };
     let Some(found) = search(target, place, plan)? else {
         return Ok(Completion::Completed);
     };
@@ -184,23 +186,28 @@ fn holds(target: &dyn Target, place: &Place, plan: Plan) -> Result<Completion, F
     let (name, Plan { cases, seed, .. }) = (target.name(), plan);
     let file = write(&found, &dir, name, seed)?;
     Err(format!(
-        "{}\nthe steps are in {file}; run them again:\n    graphtest run --suite {file} --target {name} --on tmpfs\n\
+        "{}\nthe steps are in {file}; run them again:\n    graphtest run --suite {file} --target {name} --on {backing}\n\
          and the search:\n    PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases} cargo test --test properties -- {name}::histories",
         found.why,
         file = file.display(),
+        backing = place.backing,
     )
     .into())
 }
 
 /// A history is found that fails on the mutant; its file fails there too, and passes on the driver without the bug.
-fn finds(mutant: &str, targets: &[Arc<dyn Target>], place: &Place) -> Result<Completion, Failed> {
+fn finds(mutant: &str, targets: &[Arc<dyn Target>], homes: &Homes) -> Result<Completion, Failed> {
     let known = mutant::find(mutant).ok_or_else(|| format!("no mutant {mutant}"))?;
-    if mutant == "xattrs-dropped" && !place.facts.has(Fact::XattrUser) {
-        return Ok(Completion::ignored_with("needs xattr-user"));
-    }
+    let needs: Vec<Need> = match mutant {
+        "xattrs-dropped" => vec!["xattr-user".parse()?],
+        _ => Vec::new(),
+    };
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut ran = 0;
-    for target in targets.iter().filter(|t| why_not(&***t, place).is_none()) {
+    for target in targets {
+        let Ok(place) = homes.place_for(&**target, &needs) else {
+            continue;
+        };
         ran += 1;
         let mutated = MutatedTarget::new(target.clone(), known);
         let Some(found) = search(&mutated, place, HUNT)? else {
@@ -233,7 +240,7 @@ fn finds(mutant: &str, targets: &[Arc<dyn Target>], place: &Place) -> Result<Com
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let homes = match Homes::make(&std::env::temp_dir(), true) {
-        Ok(homes) => homes,
+        Ok(homes) => Arc::new(homes.also_on(made_backings())),
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::from(3);
@@ -249,21 +256,22 @@ fn main() -> ExitCode {
     let targets = built_in();
     let mut trials = Vec::new();
     for target in &targets {
-        let (target, place) = (target.clone(), homes.place().clone());
+        let (target, homes) = (target.clone(), homes.clone());
         let name = format!("{}::histories", target.name());
         trials.push(Trial::ignorable_test(name, move || {
-            holds(&*target, &place, plan)
+            holds(&*target, &homes, plan)
         }));
     }
     for mutant in MUTANTS {
-        let (targets, place) = (targets.clone(), homes.place().clone());
+        let (targets, homes) = (targets.clone(), homes.clone());
         let name = format!("{mutant}::is-found");
         trials.push(Trial::ignorable_test(name, move || {
-            finds(mutant, &targets, &place)
+            finds(mutant, &targets, &homes)
         }));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Err(e) = homes.close() {
+    let closed = Arc::into_inner(homes).map_or(Err("still in use".to_string()), Homes::close);
+    if let Err(e) = closed {
         eprintln!("{e}");
         return ExitCode::from(3);
     }
