@@ -20,6 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::quota::{LayerProject, LayerQuotas};
 use crate::graphdriver::{CreateOpts, Error, IdMaps, LayerId, Result, parse_size};
 use crate::sys;
 use crate::tree::Owner;
@@ -45,6 +46,8 @@ pub(super) struct Home {
     layers: PathBuf,
     layers_dir: OwnedFd,
     root: Owner,
+    /// What limits the size of layers, or why nothing does.
+    quotas: Result<LayerQuotas, String>,
 }
 
 impl Home {
@@ -75,11 +78,13 @@ impl Home {
         }
         let layers_dir = rustix::fs::open(&layers, DIRECTORY, Mode::empty())
             .map_err(|e| Error::io("open", &layers, e))?;
+        let quotas = LayerQuotas::probe(&path, layers_dir.as_fd());
         let home = Self {
             path,
             layers,
             layers_dir,
             root,
+            quotas,
         };
         home.sweep()?;
         Ok(home)
@@ -98,6 +103,16 @@ impl Home {
     /// The owner of layer roots: 0:0 as the id maps have it.
     pub fn root_owner(&self) -> Owner {
         self.root
+    }
+
+    /// What limits the size of layers here.
+    ///
+    /// # Errors
+    /// [`Error::QuotaNotSupported`] with the reason why nothing does.
+    pub fn quotas(&self) -> Result<&LayerQuotas> {
+        self.quotas
+            .as_ref()
+            .map_err(|why| Error::QuotaNotSupported(why.clone()))
     }
 
     /// Whether the layer is there.
@@ -186,6 +201,10 @@ impl Home {
 
     fn delete(&self, name: &str) -> Result<()> {
         let path = self.layers.join(name);
+        // First, so that no limit stays on record for a layer that is gone, whenever the process dies.
+        if let (Ok(quotas), Ok(dir)) = (&self.quotas, open_dir(self.layers_dir.as_fd(), name)) {
+            quotas.release(dir.as_fd())?;
+        }
         let delete = || sys::remove::remove_tree_at(self.layers_dir.as_fd(), OsStr::new(name));
         match delete() {
             Err(e) if mounted(&e) => {
@@ -249,6 +268,16 @@ impl Stage<'_> {
     /// Where it is until it is committed.
     pub fn path(&self) -> PathBuf {
         self.home.layers.join(&self.name)
+    }
+
+    /// Begins to count what comes into the directory for a limit, if there is to be one.
+    ///
+    /// # Errors
+    /// [`Error::QuotaNotSupported`] where no limit can be kept.
+    pub fn count_for(&self, limit: Option<u64>) -> Result<Option<LayerProject<'_>>> {
+        limit
+            .map(|limit| self.home.quotas()?.assign(self.dir(), limit))
+            .transpose()
     }
 
     /// Gives the directory the layer's name.
@@ -332,12 +361,17 @@ impl Drop for IdGuard<'_> {
     }
 }
 
-/// The `size` of a create call, in bytes; 0 and none are no limit.
+/// The limit on the size of a new layer, in bytes: the option `size` of a create call, else the driver's default for layers that are
+/// written to. 0 is no limit, in both.
 ///
 /// # Errors
 /// An unknown key, a bad size, or a size on a layer that is not to be written to.
-pub(super) fn size_option(opts: &CreateOpts, read_write: bool) -> Result<Option<u64>> {
-    let mut size = None;
+pub(super) fn size_option(
+    opts: &CreateOpts,
+    read_write: bool,
+    default: Option<u64>,
+) -> Result<Option<u64>> {
+    let mut size = default.filter(|_| read_write);
     for (key, value) in &opts.storage_opt {
         let invalid = |why: &str| Error::InvalidOption {
             key: key.clone(),
@@ -349,9 +383,9 @@ pub(super) fn size_option(opts: &CreateOpts, read_write: bool) -> Result<Option<
         if !read_write {
             return Err(invalid("a layer that is only read takes no size"));
         }
-        size = Some(parse_size(key, value)?).filter(|size| *size > 0);
+        size = Some(parse_size(key, value)?);
     }
-    Ok(size)
+    Ok(size.filter(|size| *size > 0))
 }
 
 /// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed.

@@ -5,6 +5,7 @@ mod home;
 pub mod overlay;
 pub mod overlay2;
 mod overlayfs;
+mod quota;
 #[cfg(test)]
 mod selection_tests;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `vfs`: every layer is a whole copy of its parent. Needs nothing of the kernel and works on every filesystem.
 //!
-//! Layout, as moby's: `<home>/dir/<id>/` is the layer. moby's own leaves an empty layer behind when the parent is missing, loses all
+//! Layout, as moby's: `<home>/dir/<id>/` is the layer. Where the home has project quotas, the size of a layer can be limited. moby's own leaves an empty layer behind when the parent is missing, loses all
 //! attributes but capabilities, and turns sockets into FIFOs; here a layer appears whole or not at all and keeps everything.
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,11 +21,12 @@ use crate::tree::Timestamp;
 /// The registered name.
 pub const NAME: &str = "vfs";
 
-/// Starts the driver. The only option is `size`, which cannot be kept and is refused unless it is 0.
+/// Starts the driver. The only option is `size`, the limit of layers that are made by `create_read_write` without one.
 ///
 /// # Errors
-/// An unknown option, or the home cannot be made.
+/// An unknown option, the home cannot be made, or it has no project quotas and `size` is not 0.
 pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
+    let mut size = None;
     for option in &init.options {
         let (key, value) = parse_key_value(option)?;
         if key != "size" {
@@ -34,22 +35,21 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
                 why: "vfs does not know it; its only option is size".to_owned(),
             });
         }
-        if parse_size(&key, value)? > 0 {
-            return Err(no_quota());
-        }
+        size = Some(parse_size(&key, value)?).filter(|size| *size > 0);
+    }
+    let home = Home::open(home, "dir", &init.id_maps)?;
+    if size.is_some() {
+        home.quotas()?;
     }
     let vfs = Vfs {
-        home: Home::open(home, "dir", &init.id_maps)?,
+        home,
+        size,
         copied: Mutex::default(),
     };
     Ok(Arc::new(NaiveDiff::new(
         Arc::new(vfs),
         init.id_maps.clone(),
     )))
-}
-
-fn no_quota() -> Error {
-    Error::QuotaNotSupported("vfs keeps no quota".to_owned())
 }
 
 fn layer_id(id: &str) -> Result<LayerId> {
@@ -59,6 +59,8 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Vfs {
     home: Home,
+    /// The limit of layers that are written to.
+    size: Option<u64>,
     /// When the copies that this instance made were complete: by layer, with the parent that was copied. A new instance knows none
     /// and has contents compared, which is slower and as right.
     copied: Mutex<HashMap<String, (String, Timestamp)>>,
@@ -84,22 +86,27 @@ impl Vfs {
     ) -> Result<()> {
         let id = layer_id(id)?;
         let parent = parent.map(layer_id).transpose()?;
-        if size_option(opts, read_write)?.is_some() {
-            return Err(no_quota());
+        let size = size_option(opts, read_write, self.size)?;
+        if size.is_some() {
+            self.home.quotas()?;
         }
         if self.home.has(&id) {
             return Err(Error::LayerExists(id.to_string()));
         }
         let Some(parent) = parent else {
             let stage = self.home.stage()?;
+            let limit = stage.count_for(size)?;
             set_owner_and_mode(stage.dir(), 0o755, self.home.root_owner())
                 .map_err(|e| Error::io("set up", stage.path(), e))?;
+            limit.map_or(Ok(()), |limit| limit.enforce())?;
             return stage.commit(&id);
         };
         let from = self.home.open_layer(&parent)?;
         let stage = self.home.stage()?;
+        let limit = stage.count_for(size)?;
         copy_tree(from.as_fd(), stage.dir(), Files::Copied, |_| true)?;
         let copied = now_on(stage.dir()).map_err(|e| Error::io("stamp", stage.path(), e))?;
+        limit.map_or(Ok(()), |limit| limit.enforce())?;
         stage.commit(&id)?;
         self.copied()
             .insert(id.to_string(), (parent.to_string(), copied));
@@ -160,14 +167,17 @@ impl ProtoDriver for Vfs {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new([
+        let claims = [
             Capability::IdMaps,
             Capability::IndependentChildren,
             Capability::DirRename,
             Capability::HardlinkCopyUp,
             Capability::StableInode,
             Capability::Sockets,
-        ])
+        ];
+        let limits = self.home.quotas().is_ok();
+        let limits = limits.then_some([Capability::Quota, Capability::QuotaWithParent]);
+        Capabilities::new(claims.into_iter().chain(limits.into_iter().flatten()))
     }
 
     fn settled(&self, id: &str, parent: &str) -> Option<Timestamp> {

@@ -11,6 +11,8 @@ named! {
         NativeDiff = "native-diff";
         /// A layer's `size` option is enforced on `create_read_write`.
         Quota = "quota";
+        /// What a layer has of its parent counts towards its `size` (otherwise only what is its own).
+        QuotaWithParent = "quota-with-parent";
         /// Uid and gid maps shift owners in diff and apply.
         IdMaps = "id-maps";
         /// `get` mounts a filesystem, which `put` takes away (for layers that have a parent).

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod mount;
 pub mod ns;
 pub mod ptrace;
+pub mod quota;
 pub mod remove;
 pub mod xattr;
 

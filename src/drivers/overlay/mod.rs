@@ -154,7 +154,7 @@ impl Overlay {
     ) -> Result<()> {
         let id = layer_id(id)?;
         let parent = parent.map(layer_id).transpose()?;
-        if size_option(opts, read_write)?.is_some() {
+        if size_option(opts, read_write, None)?.is_some() {
             return Err(Error::QuotaNotSupported(
                 "overlay keeps no quota".to_owned(),
             ));

@@ -28,6 +28,7 @@ use super::home::{
     Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
 };
 use super::overlayfs::{MAX_LOWERS, MERGED, Mounts, OverlayMount, Support, View, freeze, thaw};
+use super::quota;
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, ProtoDriver, Result,
     parse_bool, parse_key_value, parse_size,
@@ -42,18 +43,19 @@ pub const NAME: &str = "overlay2";
 /// moby's limit of lower directories, used where the kernel takes no more than a page of options.
 const PAGE_LOWERS: usize = 128;
 
-/// Starts the driver. Options: `overlay2.size` (refused unless 0: no quota is kept) and `overlay2.override_kernel_check`
-/// (read and ignored, as moby does since 20.10).
+/// Starts the driver. Options: `overlay2.size`, the limit of layers that are made by `create_read_write` without one, and
+/// `overlay2.override_kernel_check` (read and ignored, as moby does since 20.10).
 ///
 /// # Errors
-/// An unknown option; one of the not-supported errors when no overlay can be mounted here.
+/// An unknown option; one of the not-supported errors when no overlay can be mounted here, or when the home has no project quotas
+/// and `overlay2.size` is not 0.
 pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
+    let mut size = None;
     for option in &init.options {
         let (key, value) = parse_key_value(option)?;
         match key.as_str() {
             "overlay2.override_kernel_check" => drop(parse_bool(&key, value)?),
-            "overlay2.size" if parse_size(&key, value)? == 0 => {}
-            "overlay2.size" => return Err(no_quota()),
+            "overlay2.size" => size = Some(parse_size(&key, value)?).filter(|size| *size > 0),
             _ => {
                 let why = "overlay2 does not know it; it has overlay2.size and overlay2.override_kernel_check";
                 return Err(Error::InvalidOption {
@@ -63,21 +65,15 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             }
         }
     }
-    let overlay = Arc::new(Overlay2::open(home, init)?);
+    let overlay = Arc::new(Overlay2::open(home, init, size)?);
     Ok(Arc::new(diff::Overlay2Driver::new(
         overlay,
         init.id_maps.clone(),
     )))
 }
 
-fn no_quota() -> Error {
-    Error::QuotaNotSupported(
-        "overlay2 keeps no quota here; moby's does on xfs mounted with pquota".to_owned(),
-    )
-}
-
 fn reserved(id: &str) -> bool {
-    id == LINKS || is_temporary(id) || id == "backingFsBlockDev" || id == "lost+found"
+    id == LINKS || is_temporary(id) || id == quota::NODE || id == "lost+found"
 }
 
 fn layer_id(id: &str) -> Result<LayerId> {
@@ -87,6 +83,8 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Overlay2 {
     home: Home,
+    /// The limit of layers that are written to.
+    size: Option<u64>,
     links: Links,
     support: Support,
     locks: IdLocks,
@@ -94,9 +92,12 @@ struct Overlay2 {
 }
 
 impl Overlay2 {
-    fn open(path: &Path, init: &InitOptions) -> Result<Self> {
+    fn open(path: &Path, init: &InitOptions, size: Option<u64>) -> Result<Self> {
         let home = Home::open(path, "", &init.id_maps)?;
         let support = Support::probe(&home)?;
+        if size.is_some() {
+            home.quotas()?;
+        }
         let links = home.path().join(LINKS);
         match rustix::fs::mkdir(&links, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -107,6 +108,7 @@ impl Overlay2 {
         links.mend(&home, &home.layers(reserved)?)?;
         Ok(Self {
             home,
+            size,
             links,
             support,
             locks: IdLocks::default(),
@@ -123,8 +125,9 @@ impl Overlay2 {
     ) -> Result<()> {
         let id = layer_id(id)?;
         let parent = parent.map(layer_id).transpose()?;
-        if size_option(opts, read_write)?.is_some() {
-            return Err(no_quota());
+        let size = size_option(opts, read_write, self.size)?;
+        if size.is_some() {
+            self.home.quotas()?;
         }
         // The parent is locked too: it must not be removed, nor lose the mark that it has children, meanwhile.
         let _guard = self.locks.lock(
@@ -141,8 +144,10 @@ impl Overlay2 {
             None => Vec::new(),
         };
         let stage = self.home.stage()?;
+        let limit = stage.count_for(size)?;
         let short = Short::random()?;
         self.fill(&stage, parent.as_ref(), &short, &lower)?;
+        limit.map_or(Ok(()), |limit| limit.enforce())?;
         if let Some(parent) = &parent {
             freeze(&self.home, parent)?;
         }
@@ -424,7 +429,9 @@ impl ProtoDriver for Overlay2 {
 
     fn capabilities(&self) -> Capabilities {
         let native = self.support.native_diff.then_some(Capability::NativeDiff);
-        let own = native.into_iter().chain([Capability::DiffGetter]);
+        let quota = self.home.quotas().is_ok().then_some(Capability::Quota);
+        let own = [native, quota].into_iter().flatten();
+        let own = own.chain([Capability::DiffGetter]);
         let layers = u32::try_from(self.max_lowers() + 1).unwrap_or(u32::MAX);
         Capabilities::new(self.support.claims().chain(own)).with_max_depth(layers)
     }
