@@ -7,9 +7,9 @@ use clap::{Args as ClapArgs, Subcommand};
 
 use super::report::read;
 use super::{print, usage};
-use crate::graphtest::event::Outcome;
-use crate::graphtest::known::Entry;
-use crate::graphtest::report::Report;
+use crate::graphtest::event::{CaseResult, Outcome};
+use crate::graphtest::known::{Entry, told_apart};
+use crate::graphtest::report::{Cell, Report};
 use crate::graphtest::run::Status;
 
 #[derive(Debug, ClapArgs)]
@@ -54,20 +54,24 @@ pub(super) fn main(args: Args) -> anyhow::Result<Status> {
 
 /// The failures as known results, each for the very target and backing it was seen on.
 fn save(report: &Report, link: &str) -> anyhow::Result<String> {
-    let failed = report.results().filter(|(_, r)| r.outcome == Outcome::Fail);
-    let mut entries: Vec<Entry> = failed
-        .map(|(cell, result)| Entry {
+    let entry = |(cell, result): (&Cell, &CaseResult)| {
+        let why = result.reason.as_deref().unwrap_or("failed");
+        let (reason, link) = match result.outcome {
+            Outcome::Fail => (why, link),
+            // What was known stays known: the file is used instead of the one that says so now.
+            Outcome::XFail => told_apart(why)?,
+            _ => return None,
+        };
+        Some(Entry {
             scenario: globset::escape(&result.label()),
             targets: vec![globset::escape(&cell.target)],
             backings: vec![globset::escape(&cell.backing)],
-            kernels: String::new(),
-            reason: result
-                .reason
-                .clone()
-                .unwrap_or_else(|| "failed".to_string()),
+            reason: reason.to_string(),
             link: link.to_string(),
+            ..Entry::default()
         })
-        .collect();
+    };
+    let mut entries: Vec<Entry> = report.results().filter_map(entry).collect();
     // A repeated scenario may have failed more than once.
     entries.dedup_by(|a, b| {
         (&a.scenario, &a.targets, &a.backings) == (&b.scenario, &b.targets, &b.backings)
@@ -135,13 +139,19 @@ fn diff(before: &Report, after: &Report) -> (String, Status) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graphtest::event::CellStatus;
-    use crate::graphtest::report::{Cell, Totals, VERSION};
+    use crate::graphtest::condition::Ground;
+    use crate::graphtest::event::{CellStart, CellStatus};
+    use crate::graphtest::report::{Totals, VERSION};
 
     fn report(results: &[(&str, Outcome)]) -> Report {
         let one = |(id, outcome): &(&str, Outcome)| {
+            let reason = if *id == "a/old" {
+                "known: old (L)"
+            } else {
+                "x"
+            };
             let value = serde_json::json!({
-                "id": id, "requirements": [], "level": "must", "outcome": outcome, "reason": "x",
+                "id": id, "requirements": [], "level": "must", "outcome": outcome, "reason": reason,
                 "seconds": 0.1, "case": null, "seed": null, "replay": null,
             });
             serde_json::from_value(value).unwrap()
@@ -154,6 +164,7 @@ mod tests {
             seed: None,
             host: serde_json::from_value(host).unwrap(),
             complete: true,
+            stale: Vec::new(),
             cells: vec![Cell {
                 target: "vfs".to_string(),
                 backing: "dir:/x[1]".to_string(),
@@ -163,6 +174,7 @@ mod tests {
                 reason: None,
                 planned: results.len(),
                 not_claimed: Vec::new(),
+                driver: BTreeMap::new(),
                 left: Vec::new(),
                 results: results.iter().map(one).collect(),
             }],
@@ -201,7 +213,12 @@ mod tests {
     #[test]
     fn saved_failures_are_known_where_they_were_seen_and_nowhere_else() {
         let text = save(
-            &report(&[("a/b", Outcome::Fail), ("a/c", Outcome::Pass)]),
+            &report(&[
+                ("a/b", Outcome::Fail),
+                ("a/c", Outcome::Pass),
+                ("a/may", Outcome::XFail),
+                ("a/old", Outcome::XFail),
+            ]),
             "https://example.org/1",
         )
         .unwrap();
@@ -209,14 +226,21 @@ mod tests {
         let path = dir.path().join("known.yaml");
         std::fs::write(&path, text).unwrap();
         let known = crate::graphtest::known::Known::load(&path).unwrap();
-        let mut cell = crate::graphtest::event::CellStart {
-            target: "vfs".to_string(),
-            backing: "dir:/x[1]".to_string(),
-            kernel: "6.1.0".to_string(),
+        let mut ground = Ground {
+            cell: CellStart {
+                target: "vfs".to_string(),
+                backing: "dir:/x[1]".to_string(),
+                kernel: "6.1.0".to_string(),
+            },
+            status: BTreeMap::new(),
         };
-        assert!(known.reason(&cell, "a/b", "a/b").is_some());
-        assert!(known.reason(&cell, "a/c", "a/c").is_none());
-        cell.backing = "dir:/x1".to_string();
-        assert!(known.reason(&cell, "a/b", "a/b").is_none());
+        let reason = |ground: &Ground, label| known.reason(ground, label);
+        let (new, old) = ("x (https://example.org/1)", "old (L)");
+        assert_eq!(reason(&ground, "a/b").as_deref(), Some(new));
+        assert_eq!(reason(&ground, "a/old").as_deref(), Some(old));
+        assert_eq!(reason(&ground, "a/c"), None);
+        assert_eq!(reason(&ground, "a/may"), None);
+        ground.cell.backing = "dir:/x1".to_string();
+        assert_eq!(reason(&ground, "a/b"), None);
     }
 }

@@ -28,12 +28,12 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     for cell in &cells {
         let name = format!("{} on {}", cell.target.name(), cell.backing);
         match prepare(cell, &register) {
-            Ok((made, not_claimed)) => {
+            Ok((made, started)) => {
                 any = true;
-                let claims = if not_claimed.is_empty() {
+                let claims = if started.not_claimed.is_empty() {
                     String::new()
                 } else {
-                    format!("; not claimed: {}", not_claimed.join(", "))
+                    format!("; not claimed: {}", started.not_claimed.join(", "))
                 };
                 text += &format!("yes  {name} ({}){claims}\n", made.filesystem);
                 let place = (

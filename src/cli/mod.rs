@@ -31,7 +31,7 @@ struct Cli {
 const STATUSES: &str = "\
 Exit status:
   0    every scenario that ran passed, or failed as known
-  1    a scenario failed, a known failure passed, or a required one was skipped
+  1    a scenario failed, a known failure passed, a required one was skipped, or a known result is stale
   2    the command line or a file is wrong, or a filter selects nothing; nothing was run
   3    a cell asked for by name could not be provisioned, no scenario was executed, or the harness itself failed
   4    results are good, but something was left behind

@@ -37,7 +37,7 @@ pub(super) struct Args {
     /// Run only what failed in an earlier run
     #[arg(long, value_name = "RESULTS.json")]
     failed: Option<PathBuf>,
-    /// Known results: a file, or a directory of *.yaml files
+    /// Known results to use instead of the built-in ones: a file, or a directory of *.yaml files
     #[arg(long, value_name = "PATH")]
     known: Option<PathBuf>,
     /// Scenarios that must not be skipped: a file of globs, one a line, or `all`
@@ -97,7 +97,8 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         keep: args.keep,
         user,
         rules,
-        requirements: Arc::new(library.requirements),
+        library: Arc::new(library),
+        whole: false,
     };
     let volume = match (args.quiet, args.verbose) {
         (true, _) => Volume::Quiet,
@@ -127,13 +128,13 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
 }
 
 fn rules(args: &Args) -> anyhow::Result<Rules> {
-    let known = args
-        .known
-        .as_deref()
-        .map(Known::load)
-        .transpose()
-        .map_err(usage)?
-        .unwrap_or_default();
+    let known = match args.known.as_deref() {
+        Some(path) => Known::load(path),
+        // The built-in lines are about the built-in scenarios.
+        None if args.scenarios.suite.is_empty() => Known::builtin(),
+        None => Ok(Known::default()),
+    };
+    let known = known.map_err(usage)?;
     let required = match args.require.as_deref() {
         None => Required::default(),
         Some(path) if path.as_os_str() == "all" => Required::all().map_err(usage)?,

@@ -1,13 +1,13 @@
-//! The suites that are built in: one line a file.
+//! The suites and the known results that are built in: one line a file.
 
-macro_rules! suites {
+macro_rules! files {
     ($($name:literal),* $(,)?) => {
         &[$((concat!("suites/", $name, ".yaml"), include_str!(concat!("../../suites/", $name, ".yaml"))),)*]
     };
 }
 
 /// The files of `suites/`: name and text. A new file is one line here.
-pub(crate) const SUITES: &[(&str, &str)] = suites!(
+pub(crate) const SUITES: &[(&str, &str)] = files!(
     "lifecycle",
     "chains",
     "whiteouts",
@@ -22,6 +22,9 @@ pub(crate) const SUITES: &[(&str, &str)] = suites!(
     "selection",
     "views",
 );
+
+/// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.
+pub(crate) const KNOWN: &[(&str, &str)] = files!();
 
 /// The requirements.
 pub(crate) const REQUIREMENTS: (&str, &str) = (

@@ -1,5 +1,6 @@
 //! What happens in a run, as it happens. Everything a person or a machine gets to see is made from these.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -162,6 +163,9 @@ pub enum Event {
         filesystem: String,
         /// Capabilities that its driver does not claim.
         not_claimed: Vec<String>,
+        /// What its driver's status says, key by key.
+        #[serde(default)]
+        driver: BTreeMap<String, String>,
         /// How many results it will have.
         planned: usize,
     },
@@ -192,5 +196,8 @@ pub enum Event {
         interrupted: bool,
         /// What is left behind, over all cells.
         left: Vec<String>,
+        /// Known results that did nothing, each with its file and line.
+        #[serde(default)]
+        stale: Vec<String>,
     },
 }

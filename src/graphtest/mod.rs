@@ -1,6 +1,7 @@
 //! The framework: scenario language, loading, selection, running, mutants, events, reports.
 
 mod builtin;
+pub mod condition;
 pub mod engine;
 pub mod event;
 pub mod filter;

@@ -39,6 +39,9 @@ pub(super) fn render(report: &Report) -> String {
             escape(&cell.verdict())
         );
     }
+    for stale in &report.stale {
+        let _ = writeln!(out, "<li><b>stale known result</b>: {}</li>", escape(stale));
+    }
     out.push_str("</ul>\n");
     table(report, &mut out);
     failures(report, &mut out);

@@ -16,6 +16,15 @@ pub(super) fn render(report: &Report) -> String {
     for cell in &report.cells {
         xml.add_test_suite(suite(report, cell));
     }
+    if !report.stale.is_empty() {
+        let mut suite = TestSuite::new("known results");
+        suite.add_test_cases(report.stale.iter().map(|line| {
+            let mut status = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            status.set_message("stale");
+            TestCase::new(line.as_str(), status)
+        }));
+        xml.add_test_suite(suite);
+    }
     // Serializing plain text cannot fail; quick-junit drops what XML cannot hold.
     xml.to_string()
         .unwrap_or_else(|e| format!("<!-- {e} -->\n"))

@@ -1,5 +1,7 @@
 //! The report as a value: what the events of a run add up to, and what `--report json` writes.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::graphtest::event::{CaseResult, CellStatus, Event, Host, Outcome};
@@ -25,6 +27,9 @@ pub struct Report {
     pub complete: bool,
     /// The cells, with their results.
     pub cells: Vec<Cell>,
+    /// Known results that did nothing, each with its file and line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stale: Vec<String>,
     /// How many results of each kind.
     pub totals: Totals,
 }
@@ -51,6 +56,9 @@ pub struct Cell {
     /// Capabilities that the driver does not claim.
     #[serde(default)]
     pub not_claimed: Vec<String>,
+    /// What the driver's status says, key by key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub driver: BTreeMap<String, String>,
     /// What it left behind.
     #[serde(default)]
     pub left: Vec<String>,
@@ -193,6 +201,7 @@ impl Report {
             reason: Some("the run ended before this cell".to_string()),
             planned: 0,
             not_claimed: Vec::new(),
+            driver: BTreeMap::new(),
             left: Vec::new(),
             results: Vec::new(),
         });
@@ -204,6 +213,7 @@ impl Report {
             host: start.host.clone(),
             complete: false,
             cells: cells.collect(),
+            stale: Vec::new(),
             totals: Totals::default(),
         })
     }
@@ -216,6 +226,7 @@ impl Report {
                 cell,
                 filesystem,
                 not_claimed,
+                driver,
                 planned,
             } => {
                 if let Some(cell) = self.cells.get_mut(*cell) {
@@ -223,6 +234,7 @@ impl Report {
                     cell.reason = None;
                     cell.filesystem = Some(filesystem.clone());
                     cell.not_claimed.clone_from(not_claimed);
+                    cell.driver.clone_from(driver);
                     cell.planned = *planned;
                 }
             }
@@ -241,7 +253,12 @@ impl Report {
                     cell.results.sort_by_cached_key(CaseResult::label);
                 }
             }
-            Event::RunFinished { interrupted, .. } => self.complete = !interrupted,
+            Event::RunFinished {
+                interrupted, stale, ..
+            } => {
+                self.complete = !interrupted;
+                self.stale.clone_from(stale);
+            }
         }
     }
 
@@ -261,6 +278,9 @@ impl Report {
                 ));
             }
             all.complete &= report.complete;
+            all.stale.extend(report.stale);
+            all.stale.sort();
+            all.stale.dedup();
             for outcome in report
                 .cells
                 .iter()

@@ -48,6 +48,9 @@ pub(super) fn render(report: &Report) -> String {
             block(&mut out, &[], &cell.left);
         }
     }
+    for stale in &report.stale {
+        point(&mut out, false, &format!("known results: {stale}"), "");
+    }
     let _ = writeln!(out, "1..{number}");
     if !report.complete {
         out.push_str("Bail out! The run did not go to its end.\n");

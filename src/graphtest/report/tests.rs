@@ -55,6 +55,7 @@ fn events() -> Vec<Event> {
         cell,
         filesystem: "ext4".to_string(),
         not_claimed: vec!["id-maps".to_string()],
+        driver: [("Tool".to_string(), "1.9".to_string())].into(),
         planned,
     };
     let finished = |cell, status, reason: Option<&str>, left: &[&str]| Event::CellFinished {
@@ -142,6 +143,7 @@ fn events() -> Vec<Event> {
         Event::RunFinished {
             interrupted: false,
             left: vec!["/x/.graphtest-1".to_string()],
+            stale: vec!["known/x.yaml:3: `a/b` matches no scenario".to_string()],
         },
     ]
 }

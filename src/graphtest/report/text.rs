@@ -154,6 +154,8 @@ pub fn summary(paint: Paint, report: &Report) -> String {
         .collect();
     let title = "Left behind (graphtest clean gives it back)";
     section(&mut lines, paint, title, left);
+    let stale = report.stale.iter().map(|s| format!("  {}", printable(s)));
+    section(&mut lines, paint, "Stale known results", stale.collect());
     lines.push(paint.bold("Verdict:"));
     lines.extend(report.cells.iter().map(verdict_line));
     lines.extend(report.seed.map(|seed| format!("Seed: {seed}")));

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use globset::{Glob, GlobMatcher};
 
+use crate::graphtest::condition::Ground;
 use crate::graphtest::event::{CaseResult, CellStart, Outcome};
-use crate::graphtest::known::Known;
+use crate::graphtest::known::{KNOWN, Known};
 use crate::graphtest::{Case, CaseReport, Level};
 
 /// Scenarios that must not be skipped.
@@ -63,10 +64,10 @@ pub struct Rules {
 
 impl Rules {
     /// Turns a case's report into its result.
-    pub fn judge(&self, cell: &CellStart, case: &Case, report: CaseReport) -> CaseResult {
+    pub fn judge(&self, ground: &Ground, case: &Case, report: CaseReport) -> CaseResult {
         let scenario = &case.scenario;
         let id = scenario.id.to_string();
-        let (outcome, reason) = self.outcome(cell, case, &report);
+        let (outcome, reason) = self.outcome(ground, case, &report);
         let mut result = CaseResult {
             requirements: scenario.proves.clone(),
             level: scenario.level.name().to_string(),
@@ -75,7 +76,7 @@ impl Rules {
             seconds: report.seconds,
             case: case.name.clone(),
             seed: None,
-            replay: Some(self.replay(cell, case)),
+            replay: Some(self.replay(&ground.cell, case)),
             location: None,
             detail: Vec::new(),
             sentence: None,
@@ -98,18 +99,18 @@ impl Rules {
 
     fn outcome(
         &self,
-        cell: &CellStart,
+        ground: &Ground,
         case: &Case,
         report: &CaseReport,
     ) -> (Outcome, Option<String>) {
         let id = case.scenario.id.to_string();
-        let known = self.known.reason(cell, &id, &case.label());
+        let known = self.known.reason(ground, &case.label());
         let why = match &report.failure {
             Some(failure) => Some(format!("{}: {}", failure.step, failure.summary())),
             None => report.reason.clone(),
         };
         match (report.outcome, known) {
-            (Outcome::Fail, Some(known)) => (Outcome::XFail, Some(format!("known: {known}"))),
+            (Outcome::Fail, Some(known)) => (Outcome::XFail, Some(format!("{KNOWN}{known}"))),
             (Outcome::Pass, Some(known)) => (
                 Outcome::XPass,
                 Some(format!("passes although known to fail: {known}")),
@@ -281,12 +282,15 @@ mod tests {
         #[case] outcome: Outcome,
         #[case] reason: &str,
     ) {
-        let cell = CellStart {
-            target: "overlay2".to_string(),
-            backing: "dir".to_string(),
-            kernel: "6.1.0".to_string(),
+        let ground = Ground {
+            cell: CellStart {
+                target: "overlay2".to_string(),
+                backing: "dir".to_string(),
+                kernel: "6.1.0".to_string(),
+            },
+            status: std::collections::BTreeMap::new(),
         };
-        let result = rules(required, known).judge(&cell, &case(level), report(found));
+        let result = rules(required, known).judge(&ground, &case(level), report(found));
         assert_eq!(
             (result.outcome, result.reason.as_deref().unwrap_or("")),
             (outcome, reason)

@@ -13,9 +13,11 @@ use std::time::{Duration, SystemTime};
 pub use judge::{Required, Rules};
 pub use status::Status;
 
+use super::condition::Ground;
 use super::engine::{RunLimits, run_case};
 use super::event::{CellEnd, CellStart, CellStatus, Event, Host, Outcome, RunStart};
-use super::{Case, CaseReport, Failure, Progress, Requirement, Target};
+use super::known::Tally;
+use super::{Case, CaseReport, Failure, Library, Progress, Target};
 use crate::graphdriver::Capability;
 use crate::lab::{Backing, Place, Provisioned, Register, provision};
 use crate::sys::remove::remove_tree;
@@ -90,8 +92,10 @@ pub struct Options {
     pub user: String,
     /// How results are judged.
     pub rules: Rules,
-    /// The contract, for the sentences that failures show.
-    pub requirements: Arc<BTreeMap<String, Arc<Requirement>>>,
+    /// What the cases are from: the contract for the sentences that failures show, all scenarios for known results that match none.
+    pub library: Arc<Library>,
+    /// Whether the run has everything that known results can apply to on this machine, so that one which does nothing is stale.
+    pub whole: bool,
 }
 
 /// A case in a cell.
@@ -122,9 +126,14 @@ pub fn run(
         host: host(&options.user),
         cells: starts.clone(),
     }));
+    let grounds = starts.into_iter().map(|cell| Ground {
+        cell,
+        status: BTreeMap::new(),
+    });
     let mut session = Session {
         cells,
-        starts,
+        grounds: grounds.collect(),
+        tally: Tally::new(&options.rules.known),
         options,
         register,
         tell,
@@ -137,7 +146,7 @@ pub fn run(
     let planned: Vec<(usize, Arc<Case>)> =
         jobs.iter().map(|j| (j.cell, Arc::clone(&j.case))).collect();
     let keep = options.keep;
-    let requirements = Arc::clone(&options.requirements);
+    let requirements = Arc::new(options.library.requirements.clone());
     let work = Arc::new(move |job: &Job, progress: &Arc<Progress>| {
         let limits = RunLimits {
             keep,
@@ -159,14 +168,21 @@ pub fn run(
     }
     let interrupted = stop();
     let left = std::mem::take(&mut session.left);
-    (session.tell)(&Event::RunFinished { interrupted, left });
+    let whole = options.whole && !interrupted;
+    let stale = session.tally.stale(&options.library, whole);
+    (session.tell)(&Event::RunFinished {
+        interrupted,
+        left,
+        stale,
+    });
     interrupted
 }
 
 /// A run that is going on.
 struct Session<'a> {
     cells: &'a [Cell],
-    starts: Vec<CellStart>,
+    grounds: Vec<Ground>,
+    tally: Tally<'a>,
     options: &'a Options,
     register: &'a Register,
     tell: &'a mut dyn FnMut(&Event),
@@ -187,7 +203,7 @@ impl Session<'_> {
             if stop() {
                 break;
             }
-            let (provisioned, not_claimed) = match prepare(cell, self.register) {
+            let (provisioned, started) = match prepare(cell, self.register) {
                 Ok(ready) => ready,
                 Err(cannot) => {
                     let status = if cannot.is_error(cell.named) {
@@ -209,9 +225,11 @@ impl Session<'_> {
             (self.tell)(&Event::CellStarted {
                 cell: i,
                 filesystem,
-                not_claimed,
+                not_claimed: started.not_claimed,
+                driver: started.status.clone(),
                 planned: self.open[i],
             });
+            self.grounds[i].status = started.status;
             let place = Arc::new(provisioned.place.clone());
             self.made[i] = Some(provisioned);
             jobs.extend(
@@ -262,7 +280,9 @@ impl Session<'_> {
         if report.kept.is_some() {
             self.kept.insert(cell);
         }
-        let result = self.options.rules.judge(&self.starts[cell], case, report);
+        let result = self.options.rules.judge(&self.grounds[cell], case, report);
+        self.tally
+            .add(&self.grounds[cell], &result.label(), result.outcome);
         let go_on = !(self.options.fail_fast && result.outcome.is_bad());
         (self.tell)(&Event::CaseFinished { cell, result });
         self.open[cell] -= 1;
@@ -326,15 +346,24 @@ fn host(user: &str) -> Host {
     }
 }
 
-/// Makes a cell's place and starts its driver once. Returns the place and the capabilities that the driver does not claim.
+/// What a driver says when it is started.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Capabilities that it does not claim.
+    pub not_claimed: Vec<String>,
+    /// Its status, key by key.
+    pub status: BTreeMap<String, String>,
+}
+
+/// Makes a cell's place and starts its driver once.
 ///
 /// # Errors
 /// Why the cell cannot run here.
-pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Vec<String>), Cannot> {
+pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Started), Cannot> {
     let provisioned =
         provision(&cell.backing, register).map_err(|e| Cannot::Backing(e.to_string()))?;
     match start_once(cell.target.as_ref(), &provisioned.place.dir) {
-        Ok(not_claimed) => Ok((provisioned, not_claimed)),
+        Ok(started) => Ok((provisioned, started)),
         Err(cannot) => match provisioned.give_back(register) {
             Ok(()) => Err(cannot),
             Err(left) => Err(Cannot::Broken(format!("{cannot}; left behind: {left}"))),
@@ -342,26 +371,29 @@ pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Vec<Str
     }
 }
 
-/// Starts the driver on a home of its own, asks for its claims, and takes the home away again.
-fn start_once(target: &dyn Target, dir: &Path) -> Result<Vec<String>, Cannot> {
+/// Starts the driver on a home of its own, asks for its claims and its status, and takes the home away again.
+fn start_once(target: &dyn Target, dir: &Path) -> Result<Started, Cannot> {
     let home = dir.join("start");
     std::fs::create_dir(&home).map_err(|e| Cannot::Broken(format!("{}: {e}", home.display())))?;
-    let claims = target
+    let said = target
         .init(&home, &[])
-        .and_then(|driver| driver.cleanup().map(|()| driver.capabilities()))
+        .and_then(|driver| {
+            let said = (driver.capabilities(), driver.status());
+            driver.cleanup().map(|()| said)
+        })
         .map_err(|e| match e.is_driver_not_supported() {
             true => Cannot::NotSupported(e.to_string()),
             false => Cannot::Broken(e.to_string()),
         });
     let removed =
         remove_tree(&home).map_err(|e| Cannot::Broken(format!("{}: remove: {e}", home.display())));
-    let claims = claims?;
+    let (claims, status) = said?;
     removed?;
-    Ok(Capability::ALL
-        .iter()
-        .filter(|c| !claims.has(**c))
-        .map(|c| c.name().to_string())
-        .collect())
+    let missing = Capability::ALL.iter().filter(|c| !claims.has(**c));
+    Ok(Started {
+        not_claimed: missing.map(|c| c.name().to_string()).collect(),
+        status: status.into_iter().collect(),
+    })
 }
 
 /// A failure that the engine could not report itself.

@@ -210,7 +210,7 @@ mod tests {
             let work = Arc::new(|job: &usize, _: &Arc<Progress>| {
                 match job % 4 {
                     1 => panic!("job {job}"),
-                    2 => std::thread::sleep(Duration::from_millis(400)),
+                    2 => std::thread::sleep(Duration::from_millis(2000)),
                     _ => {}
                 }
                 *job
@@ -218,8 +218,8 @@ mod tests {
             let mut ends: Vec<(usize, String)> = Vec::new();
             let mut started = 0;
             run(
-                (0..12).collect(),
-                &limits(threads, 100, &|| false),
+                (0..8).collect(),
+                &limits(threads, 1000, &|| false),
                 work,
                 |job, turn| {
                     match turn {
@@ -233,14 +233,14 @@ mod tests {
                 },
             );
             ends.sort();
-            let expected: Vec<(usize, String)> = (0..12)
+            let expected: Vec<(usize, String)> = (0..8)
                 .map(|j| match j % 4 {
                     1 => (j, format!("panicked job {j}")),
                     2 => (j, "timed out".to_string()),
                     _ => (j, format!("ended {j}")),
                 })
                 .collect();
-            assert_eq!((ends, started), (expected, 12));
+            assert_eq!((ends, started), (expected, 8));
         }
     }
 

@@ -9,7 +9,7 @@ use crate::graphtest::report::Report;
 pub enum Status {
     /// Every scenario that ran passed, or failed as known.
     Good = 0,
-    /// A scenario failed, a known failure passed, or a required one was skipped.
+    /// A scenario failed, a known failure passed, a required one was skipped, or a known result is stale.
     Failed = 1,
     /// The command line or a file is wrong, or a filter selects nothing; nothing was run.
     Usage = 2,
@@ -37,7 +37,7 @@ impl Status {
             || report.cells.iter().any(|c| c.status == CellStatus::Error)
         {
             Self::Harness
-        } else if totals.fail + totals.xpass > 0 {
+        } else if totals.fail + totals.xpass > 0 || !report.stale.is_empty() {
             Self::Failed
         } else if report.cells.iter().any(|c| !c.left.is_empty()) {
             Self::Left
