@@ -25,7 +25,7 @@ use super::home::{
     Home, IdLocks, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
     set_owner_and_mode, size_option, write_atomically,
 };
-use super::overlayfs::{COMMITTED, MERGED, Mounts, Support, View, freeze, thaw};
+use super::overlayfs::{COMMITTED, MERGED, Mounter, Mounts, Support, View, freeze, thaw};
 use crate::archive::{self, ApplyOptions};
 use crate::graphdriver::{
     ApplyDiff, Capabilities, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiffWithApply,
@@ -55,12 +55,12 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
         });
     }
     let home = Home::open(home, "", &init.id_maps)?;
-    let support = Support::probe(&home)?;
+    let support = Arc::new(Support::probe(&home)?);
     let overlay = Overlay {
         home,
+        mounts: Mounts::new(support.clone()),
         support,
         locks: IdLocks::default(),
-        mounts: Mounts::new(),
     };
     Ok(Arc::new(NaiveDiffWithApply::new(
         Arc::new(overlay),
@@ -79,7 +79,7 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Overlay {
     home: Home,
-    support: Support,
+    support: Arc<Support>,
     locks: IdLocks,
     mounts: Mounts,
 }
@@ -442,8 +442,7 @@ impl ProtoDriver for Overlay {
         let id = layer_id(id)?;
         let _guard = self.locks.lock(&[&id]);
         let view = self.view(&id)?;
-        self.mounts
-            .get(&self.home, &self.support, &id, view, mount_label)
+        self.mounts.get(&self.home, &id, view, mount_label)
     }
 
     fn put(&self, id: &str) -> Result<()> {

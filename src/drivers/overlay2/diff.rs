@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Overlay2, Record, layer_id};
-use crate::archive::{self, Form, IdMaps, LayerStream};
+use crate::archive::{self, IdMaps, LayerStream};
 use crate::graphdriver::{
     Capabilities, Change, CreateOpts, DiffGetter, DiffStream, Driver, Error, FileGetCloser, Held,
     LayerFiles, NaiveDiff, ProtoDriver, Result, delegate_proto_driver,
@@ -35,7 +35,10 @@ impl Overlay2Driver {
             return Ok(None);
         };
         let (id, parent) = (layer_id(id)?, layer_id(parent)?);
-        if !self.overlay.support.native_diff || !self.overlay.is_parent(&id, Some(&parent))? {
+        let Some(form) = self.overlay.kind.mounter.upper_form() else {
+            return Ok(None);
+        };
+        if !self.overlay.is_parent(&id, Some(&parent))? {
             return Ok(None);
         }
         let below = Held::get(
@@ -43,11 +46,6 @@ impl Overlay2Driver {
             parent.as_str(),
         )?;
         let upper = self.overlay.open_diff(&id)?;
-        let form = if self.overlay.support.user_xattr {
-            Form::OverlayUser
-        } else {
-            Form::Overlay
-        };
         let changes = match archive::layer_changes(upper.as_fd(), &[below.root()], form) {
             Ok(changes) => changes,
             // A layer written under other kernel settings holds redirects.
@@ -106,6 +104,7 @@ impl Driver for Overlay2Driver {
         )?;
         archive::apply(layer.root(), diff, &self.naive.apply_options())?;
         layer.put()?;
+        self.overlay.settle(&id)?;
         Ok(archive::layer_size(self.overlay.open_diff(&id)?.as_fd())?)
     }
 
@@ -123,7 +122,9 @@ impl Driver for Overlay2Driver {
 
 impl DiffGetter for Overlay2Driver {
     fn diff_getter(&self, id: &str) -> Result<Box<dyn FileGetCloser>> {
-        let diff = self.overlay.open_diff(&layer_id(id)?)?;
+        let id = layer_id(id)?;
+        let diff = self.overlay.open_diff(&id)?;
+        self.overlay.settle(&id)?;
         Ok(Box::new(LayerFiles::new(diff)))
     }
 }

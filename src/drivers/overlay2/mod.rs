@@ -27,7 +27,7 @@ use super::copy::copy_directory_attributes;
 use super::home::{
     Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
 };
-use super::overlayfs::{MAX_LOWERS, MERGED, Mounts, OverlayMount, Support, View, freeze, thaw};
+use super::overlayfs::{MERGED, Mounter, Mounts, OverlayMount, Support, View, freeze, thaw};
 use super::quota;
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, ProtoDriver, Result,
@@ -39,9 +39,6 @@ use layout::{LINKS, Links, Record, Short, lower_text};
 
 /// The registered name.
 pub const NAME: &str = "overlay2";
-
-/// moby's limit of lower directories, used where the kernel takes no more than a page of options.
-const PAGE_LOWERS: usize = 128;
 
 /// Starts the driver. Options: `overlay2.size`, the limit of layers that are made by `create_read_write` without one, and
 /// `overlay2.override_kernel_check` (read and ignored, as moby does since 20.10).
@@ -65,11 +62,43 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             }
         }
     }
-    let overlay = Arc::new(Overlay2::open(home, init, size)?);
+    let home = Home::open(home, "", &init.id_maps)?;
+    let support = Support::probe(&home)?;
+    let own = [
+        ("Using metacopy", support.metacopy),
+        ("Native Overlay Diff", support.native_diff),
+        ("userxattr", support.user_xattr),
+    ];
+    let status = own.map(|(key, value)| (key.to_owned(), value.to_string()));
+    let kind = Kind {
+        name: NAME,
+        size,
+        status: status.into(),
+        mounter: Arc::new(support),
+    };
+    start(home, kind, init)
+}
+
+/// Starts a driver of this layout, whatever mounts its layers.
+pub(super) fn start(home: Home, kind: Kind, init: &InitOptions) -> Result<Arc<dyn Driver>> {
+    let overlay = Arc::new(Overlay2::open(home, kind)?);
     Ok(Arc::new(diff::Overlay2Driver::new(
         overlay,
         init.id_maps.clone(),
     )))
+}
+
+/// What one driver of this layout has for itself.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// The registered name.
+    pub name: &'static str,
+    /// The limit of layers that are written to.
+    pub size: Option<u64>,
+    /// Lines of the status after those of the mounter.
+    pub status: Vec<(String, String)>,
+    /// What shows the layers.
+    pub mounter: Arc<dyn Mounter>,
 }
 
 fn reserved(id: &str) -> bool {
@@ -83,19 +112,15 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Overlay2 {
     home: Home,
-    /// The limit of layers that are written to.
-    size: Option<u64>,
     links: Links,
-    support: Support,
+    kind: Kind,
     locks: IdLocks,
     mounts: Mounts,
 }
 
 impl Overlay2 {
-    fn open(path: &Path, init: &InitOptions, size: Option<u64>) -> Result<Self> {
-        let home = Home::open(path, "", &init.id_maps)?;
-        let support = Support::probe(&home)?;
-        if size.is_some() {
+    fn open(home: Home, kind: Kind) -> Result<Self> {
+        if kind.size.is_some() {
             home.quotas()?;
         }
         let links = home.path().join(LINKS);
@@ -108,11 +133,10 @@ impl Overlay2 {
         links.mend(&home, &home.layers(reserved)?)?;
         Ok(Self {
             home,
-            size,
             links,
-            support,
+            mounts: Mounts::new(kind.mounter.clone()),
+            kind,
             locks: IdLocks::default(),
-            mounts: Mounts::new(),
         })
     }
 
@@ -125,7 +149,7 @@ impl Overlay2 {
     ) -> Result<()> {
         let id = layer_id(id)?;
         let parent = parent.map(layer_id).transpose()?;
-        let size = size_option(opts, read_write, self.size)?;
+        let size = size_option(opts, read_write, self.kind.size)?;
         if size.is_some() {
             self.home.quotas()?;
         }
@@ -167,9 +191,9 @@ impl Overlay2 {
         self.check_lower(parent, &record)?;
         let mut lower = vec![record.link];
         lower.extend(record.lower);
-        let limit = self.max_lowers();
+        let limit = self.kind.mounter.max_lowers();
         let paths: Vec<PathBuf> = lower.iter().map(Short::path).collect();
-        let fits = self.support.lowerdir_plus || self.overlay(id, &paths).fits_in_a_page();
+        let fits = self.kind.mounter.takes(&self.overlay(id, &paths));
         if lower.len() > limit || !fits {
             let layers = |lowers: usize| u32::try_from(lowers + 1).unwrap_or(u32::MAX);
             return Err(Error::TooDeep {
@@ -181,14 +205,6 @@ impl Overlay2 {
         Ok(lower)
     }
 
-    fn max_lowers(&self) -> usize {
-        if self.support.lowerdir_plus {
-            MAX_LOWERS
-        } else {
-            PAGE_LOWERS
-        }
-    }
-
     fn overlay<'a>(&'a self, id: &LayerId, lowers: &'a [PathBuf]) -> OverlayMount<'a> {
         let layer = Path::new(id.as_str());
         OverlayMount {
@@ -196,7 +212,7 @@ impl Overlay2 {
             lowers,
             upper: Some((layer.join("diff"), layer.join("work"))),
             target: layer.join(MERGED),
-            options: &self.support.options,
+            options: self.kind.mounter.options(),
             label: "",
         }
     }
@@ -240,6 +256,12 @@ impl Overlay2 {
         })
     }
 
+    /// Sees to it that `diff` holds what was written so far by those who have the layer.
+    fn settle(&self, id: &LayerId) -> Result<()> {
+        let merged = self.home.layer_path(id).join(MERGED);
+        self.kind.mounter.settle(&merged)
+    }
+
     /// Takes the mark away when the last child is gone and nobody has the layer; says whether it is still frozen. The caller holds
     /// the lock on the id, so no child is being made.
     fn still_frozen(&self, id: &LayerId, record: &Record) -> Result<bool> {
@@ -278,17 +300,22 @@ impl Overlay2 {
             });
         }
         self.check_lower(id, &record)?;
-        let layer = Path::new(id.as_str());
+        let (diff, work) = if self.kind.mounter.wants_short_names() {
+            (record.link.path(), record.link.path().join("../work"))
+        } else {
+            let layer = Path::new(id.as_str());
+            (layer.join("diff"), layer.join("work"))
+        };
         let below = record.lower.iter().map(Short::path);
         Ok(if frozen {
-            let lowers = std::iter::once(layer.join("diff")).chain(below).collect();
+            let lowers = std::iter::once(diff).chain(below).collect();
             View::Overlay {
                 lowers,
                 upper: None,
             }
         } else {
             self.make_work(id)?;
-            let upper = Some((layer.join("diff"), layer.join("work")));
+            let upper = Some((diff, work));
             View::Overlay {
                 lowers: below.collect(),
                 upper,
@@ -336,7 +363,7 @@ impl Overlay2 {
 
 impl ProtoDriver for Overlay2 {
     fn name(&self) -> &str {
-        NAME
+        self.kind.name
     }
 
     fn create(&self, id: &str, parent: Option<&str>, opts: &CreateOpts) -> Result<()> {
@@ -374,8 +401,7 @@ impl ProtoDriver for Overlay2 {
         let id = layer_id(id)?;
         let _guard = self.locks.lock(&[&id]);
         let view = self.view(&id)?;
-        self.mounts
-            .get(&self.home, &self.support, &id, view, mount_label)
+        self.mounts.get(&self.home, &id, view, mount_label)
     }
 
     fn put(&self, id: &str) -> Result<()> {
@@ -389,14 +415,8 @@ impl ProtoDriver for Overlay2 {
     }
 
     fn status(&self) -> Vec<(String, String)> {
-        let own = [
-            ("Using metacopy", self.support.metacopy),
-            ("Native Overlay Diff", self.support.native_diff),
-            ("userxattr", self.support.user_xattr),
-        ];
-        let own = own.map(|(key, value)| (key.to_owned(), value.to_string()));
-        let mut status = self.support.status();
-        status.extend(own);
+        let mut status = self.kind.mounter.status();
+        status.extend(self.kind.status.iter().cloned());
         status
     }
 
@@ -428,11 +448,12 @@ impl ProtoDriver for Overlay2 {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let native = self.support.native_diff.then_some(Capability::NativeDiff);
-        let quota = self.home.quotas().is_ok().then_some(Capability::Quota);
-        let own = [native, quota].into_iter().flatten();
-        let own = own.chain([Capability::DiffGetter]);
-        let layers = u32::try_from(self.max_lowers() + 1).unwrap_or(u32::MAX);
-        Capabilities::new(self.support.claims().chain(own)).with_max_depth(layers)
+        let mounter = &self.kind.mounter;
+        let mut claims = mounter.claims();
+        claims.push(Capability::DiffGetter);
+        claims.extend(mounter.upper_form().map(|_| Capability::NativeDiff));
+        claims.extend(self.home.quotas().is_ok().then_some(Capability::Quota));
+        let layers = u32::try_from(mounter.max_lowers() + 1).unwrap_or(u32::MAX);
+        Capabilities::new(claims).with_max_depth(layers)
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rstest::rstest;
 
+use super::super::overlayfs::MAX_LOWERS;
 use super::super::tests::{Lab, assert_same, changes, diff, edit, plain, tree};
 use super::*;
 use crate::graphdriver::ErrorClass;

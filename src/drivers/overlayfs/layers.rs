@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::mount::OverlayMount;
-use super::probe::Support;
+use super::mounter::Mounter;
 use crate::drivers::home::{Home, detach, unmount_below, write_atomically};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
@@ -39,6 +39,7 @@ pub(in crate::drivers) enum View {
 /// The layers in use. Callers hold the lock on the layer's id.
 #[derive(Debug)]
 pub(in crate::drivers) struct Mounts {
+    mounter: Arc<dyn Mounter>,
     counter: RefCounter<MountTableChecker>,
     /// Layers handed out as they are, by how many.
     plain: Mutex<HashMap<LayerId, u64>>,
@@ -46,22 +47,16 @@ pub(in crate::drivers) struct Mounts {
 
 impl Mounts {
     /// Nothing in use, but for what an earlier process left mounted.
-    pub fn new() -> Self {
+    pub fn new(mounter: Arc<dyn Mounter>) -> Self {
         Self {
+            mounter,
             counter: RefCounter::new(MountTableChecker),
             plain: Mutex::default(),
         }
     }
 
     /// Counts a use and shows the layer, which is mounted unless it is already.
-    pub fn get(
-        &self,
-        home: &Home,
-        support: &Support,
-        id: &LayerId,
-        view: View,
-        label: &str,
-    ) -> Result<PathBuf> {
+    pub fn get(&self, home: &Home, id: &LayerId, view: View, label: &str) -> Result<PathBuf> {
         let merged = home.layer_path(id).join(MERGED);
         let mut plain = self.plain();
         if let View::Plain(path) | View::ReadOnly(path) = &view {
@@ -75,15 +70,15 @@ impl Mounts {
         }
         drop(plain);
         let uses = self.counter.increment(&merged);
-        if uses > 1 && sys::mount::is_mount_point(&merged).unwrap_or(false) {
+        if uses > 1 && self.mounter.serves(&merged) {
             return Ok(merged);
         }
-        match show(home, support, id, &view, label, &merged) {
+        match self.show(home, id, &view, label, &merged) {
             Ok(()) => Ok(merged),
             Err(e) => {
                 if self.counter.decrement(&merged) <= 0 {
                     // The first failure is the one to tell.
-                    let _ = take_away(&merged);
+                    let _ = self.take_away(&merged);
                 }
                 Err(e)
             }
@@ -106,7 +101,7 @@ impl Mounts {
         if self.counter.decrement(&merged) > 0 {
             return Ok(());
         }
-        take_away(&merged)
+        self.take_away(&merged)
     }
 
     /// Unmounts the layer whoever uses it, and forgets that.
@@ -116,9 +111,9 @@ impl Mounts {
         self.counter.forget(&merged);
         // An earlier process may have mounted it twice.
         while sys::mount::is_mount_point(&merged).unwrap_or(false) {
-            detach(&merged)?;
+            self.mounter.unmount(&merged)?;
         }
-        take_away(&merged)
+        self.take_away(&merged)
     }
 
     /// Unmounts the layer, and whatever else is mounted below its directory, and removes it.
@@ -144,7 +139,7 @@ impl Mounts {
                 .is_some_and(|c| c.as_os_str() == MERGED)
             {
                 let done = match inside.components().count() {
-                    2 => take_away(&mount.path),
+                    2 => self.take_away(&mount.path),
                     _ => detach(&mount.path),
                 };
                 if first.is_ok() {
@@ -163,6 +158,45 @@ impl Mounts {
         self.plain().contains_key(id)
             || self.counter.count(&merged) > 0
             || sys::mount::is_mount_point(&merged).unwrap_or(false)
+    }
+
+    fn show(
+        &self,
+        home: &Home,
+        id: &LayerId,
+        view: &View,
+        label: &str,
+        merged: &Path,
+    ) -> Result<()> {
+        match rustix::fs::mkdir(merged, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(Error::io("make", merged, e)),
+        }
+        let failed = |e| Error::io("mount", merged, e);
+        match view {
+            View::Plain(path) | View::ReadOnly(path) => {
+                sys::mount::bind(path, merged).map_err(failed)?;
+                sys::mount::remount_bind_read_only(merged).map_err(failed)
+            }
+            View::Overlay { lowers, upper } => self.mounter.mount(&OverlayMount {
+                home: home.path(),
+                lowers,
+                upper: upper.clone(),
+                target: Path::new(id.as_str()).join(MERGED),
+                options: self.mounter.options(),
+                label,
+            }),
+        }
+    }
+
+    /// Unmounts and removes the mount point; removing it also drops copies of the mount in other namespaces (Linux 3.18).
+    fn take_away(&self, merged: &Path) -> Result<()> {
+        self.mounter.unmount(merged)?;
+        match rustix::fs::rmdir(merged) {
+            // Somebody wrote into the directory while nothing was mounted on it; that is theirs.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY) => Ok(()),
+            Err(e) => Err(Error::io("remove", merged, e)),
+        }
     }
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
@@ -186,46 +220,5 @@ pub(in crate::drivers) fn thaw(home: &Home, id: &LayerId) -> Result<()> {
     match unlinkat(&dir, COMMITTED, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(e) => Err(Error::io("remove", home.layer_path(id).join(COMMITTED), e)),
-    }
-}
-
-fn show(
-    home: &Home,
-    support: &Support,
-    id: &LayerId,
-    view: &View,
-    label: &str,
-    merged: &Path,
-) -> Result<()> {
-    match rustix::fs::mkdir(merged, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(Error::io("make", merged, e)),
-    }
-    let failed = |e| Error::io("mount", merged, e);
-    match view {
-        View::Plain(path) | View::ReadOnly(path) => {
-            sys::mount::bind(path, merged).map_err(failed)?;
-            sys::mount::remount_bind_read_only(merged).map_err(failed)
-        }
-        View::Overlay { lowers, upper } => OverlayMount {
-            home: home.path(),
-            lowers,
-            upper: upper.clone(),
-            target: Path::new(id.as_str()).join(MERGED),
-            options: &support.options,
-            label,
-        }
-        .mount(support.lowerdir_plus)
-        .map_err(failed),
-    }
-}
-
-/// Unmounts and removes the mount point; removing it also drops copies of the mount in other namespaces (Linux 3.18).
-fn take_away(merged: &Path) -> Result<()> {
-    detach(merged)?;
-    match rustix::fs::rmdir(merged) {
-        // Somebody wrote into the directory while nothing was mounted on it; that is theirs.
-        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY) => Ok(()),
-        Err(e) => Err(Error::io("remove", merged, e)),
     }
 }

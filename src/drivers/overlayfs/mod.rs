@@ -1,9 +1,13 @@
-//! What the two drivers on the kernel's overlay filesystem share: mounting, probing, and counting who has a layer.
+//! What the drivers on an overlay share: mounting, probing, and counting who has a layer.
 
 mod layers;
 mod mount;
+mod mounter;
 mod probe;
 
 pub(super) use layers::{COMMITTED, MERGED, Mounts, View, freeze, thaw};
-pub(super) use mount::{MAX_LOWERS, OverlayMount};
+#[cfg(test)]
+pub(super) use mount::MAX_LOWERS;
+pub(super) use mount::OverlayMount;
+pub(super) use mounter::Mounter;
 pub(super) use probe::Support;

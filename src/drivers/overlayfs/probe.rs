@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use crate::drivers::home::{Home, detach};
-use crate::graphdriver::{Capability, Error, FsMagic, Result, get_fs_magic};
+use crate::graphdriver::{Error, FsMagic, Result, get_fs_magic};
 use crate::sys;
 
 /// What was found.
@@ -55,36 +55,6 @@ impl Support {
         let left = detach(&at.join("merged"));
         drop(stage);
         outcome.and_then(|support| left.map(|()| support))
-    }
-
-    /// What a driver on this overlay filesystem may claim, whatever its layout.
-    pub fn claims(&self) -> impl Iterator<Item = Capability> {
-        let always = [
-            Capability::IdMaps,
-            Capability::Mounts,
-            Capability::FrozenParent,
-            Capability::RefusesParentRemoval,
-            Capability::Sockets,
-        ];
-        let probed = [
-            (self.dir_rename, Capability::DirRename),
-            (self.hard_links, Capability::HardlinkCopyUp),
-            (self.stable_inode, Capability::StableInode),
-        ];
-        let probed = probed
-            .into_iter()
-            .filter_map(|(works, claim)| works.then_some(claim));
-        probed.chain(always)
-    }
-
-    /// The lines of the status that every such driver has.
-    pub fn status(&self) -> Vec<(String, String)> {
-        [
-            ("Backing Filesystem", self.backing.to_string()),
-            ("Supports d_type", true.to_string()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
     }
 
     fn attribute(&self, name: &str) -> String {
