@@ -139,6 +139,7 @@ mod tests {
                 name: name.map(str::to_string),
                 needs: Vec::new(),
                 catches: Vec::new(),
+                backing: None,
                 steps: Vec::new().into(),
                 by_limit: None,
             })

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use schemars::SchemaGenerator;
 
+mod whole;
+
 use super::builtin;
 use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
 use super::mutant;
 use super::needs::Need;
 use super::requirement::{self, Requirement};
-use super::scenario::{Case, Level, Scenario, ScenarioId, Suite};
-use super::step::{Action, Step};
+use super::scenario::{Case, Level, OwnBacking, Scenario, ScenarioId, Suite};
+use super::step::Step;
 use super::vars::Vars;
 use super::yaml::{self, Located, Node, NodeKind};
 
@@ -181,6 +183,7 @@ fn suite_schema(g: &mut SchemaGenerator) -> schemars::Schema {
             ("catches", true, OneOrMany::<String>::schema(g)),
             ("tags", false, texts.clone()),
             ("needs", false, texts.clone()),
+            ("backing", false, OwnBacking::schema(g)),
             (
                 "cases",
                 false,
@@ -245,6 +248,7 @@ struct Head {
     scenario: Scenario,
     needs: Vec<At<Need>>,
     rows: Option<Vec<Row>>,
+    backing: Option<Node>,
     steps: Node,
 }
 
@@ -334,6 +338,7 @@ impl Loader {
         let tags = fields.take::<Vec<String>>("tags", cx);
         let needs = fields.take::<Vec<At<Need>>>("needs", cx);
         let catches = fields.take::<Option<At<OneOrMany<At<String>>>>>("catches", cx);
+        let backing = fields.take::<Option<Raw>>("backing", cx);
         let cases = fields.take::<Option<Raw>>("cases", cx);
         let steps = fields.take::<Raw>("steps", cx);
         fields.finish(cx);
@@ -373,6 +378,7 @@ impl Loader {
             },
             needs: needs?,
             rows,
+            backing: backing?.map(|raw| raw.0),
             steps: steps?.0,
         })
     }
@@ -486,8 +492,10 @@ impl Loader {
                 cx.vars.set(MAX_DEPTH, SOME_LIMIT);
             }
             let steps = Vec::<Step>::decode(&head.steps, cx);
+            let backing = head.backing.as_ref().map(|b| OwnBacking::decode(b, cx));
             cx.vars = Vars::default();
-            let Some(steps) = steps else {
+            let (Some(steps), Some(backing)) = (steps, backing.map_or(Some(None), |b| b.map(Some)))
+            else {
                 // The next row would say much the same again.
                 if cx.errors.len() > before {
                     break;
@@ -497,40 +505,21 @@ impl Loader {
             if steps.is_empty() {
                 cx.expected("at least one step", &head.steps);
             }
-            misplaced(&steps, true, cx);
+            whole::misplaced(&steps, true, cx);
+            if backing.is_none() {
+                whole::needs_backing(&steps, cx);
+            }
             cases.push(Arc::new(Case {
                 scenario: scenario.clone(),
                 name,
                 needs,
                 catches,
+                backing,
                 steps: steps.into(),
                 by_limit: by_limit.map(Arc::new),
             }));
         }
         cases
-    }
-}
-
-/// `home:` names the home before a driver is started on it, so it can only come first.
-fn misplaced(steps: &[Step], outermost: bool, cx: &mut Cx) {
-    for (i, step) in steps.iter().enumerate() {
-        let inner: Vec<&[Step]> = match &step.action {
-            Action::Home(_) if i > 0 || !outermost => {
-                cx.wrong(
-                    step.at.line,
-                    "expected `home:` only as the first step of a scenario",
-                );
-                continue;
-            }
-            Action::Repeat(s) => s.body.each.iter().map(|b| &**b).collect(),
-            Action::Parallel(s) => s.body.each.iter().map(|b| &**b).collect(),
-            Action::Guard(s) => vec![&s.body],
-            Action::Kill(s) => vec![&s.body, &s.then],
-            _ => continue,
-        };
-        for body in inner {
-            misplaced(body, false, cx);
-        }
     }
 }
 

@@ -96,6 +96,16 @@ pub struct Scenario {
     pub catches: Vec<String>,
 }
 
+/// The filesystem of its own that a scenario asks for: of the kind that the cell's homes lie on, so that filling it or cutting its
+/// power disturbs nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnBacking {
+    /// Its size in bytes; the least that the filesystem can have, when that is more. `None`: as the lab likes it.
+    pub size: Option<u64>,
+    /// How many files it can hold; `None`: as the filesystem likes it.
+    pub inodes: Option<u64>,
+}
+
 /// One run of a scenario: the scenario itself, or one row of its `cases:`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
@@ -107,6 +117,8 @@ pub struct Case {
     pub needs: Vec<Need>,
     /// The mutants that this very row must fail on (in addition to what [`Scenario::catches`] asks for).
     pub catches: Vec<String>,
+    /// The filesystem of its own that it runs on; `None`: the cell's.
+    pub backing: Option<OwnBacking>,
     /// What is done, in order; where `by_limit` is set, what it would be with some limit.
     pub steps: Arc<[Step]>,
     /// The steps of a case that needs `depth-limit`, which depend on the limit that the driver claims.

@@ -15,8 +15,8 @@ mod check;
 mod values;
 
 pub use values::{
-    ApplySize, ArchiveEntry, DriverWord, ErrorSpec, Expect, HomeMove, HomeWord, Ignore, Pattern,
-    Restart,
+    Access, ApplySize, ArchiveEntry, BackingWord, DriverWord, ErrorSpec, Expect, HomeMove,
+    HomeWord, Ignore, Keeps, Pattern, Restart, Room,
 };
 
 macro_rules! steps {
@@ -298,6 +298,29 @@ steps! {
         then: Vec<Step> = "then",
         /// Only the steps are cut short, not the start of the driver before them.
         started: bool = "started",
+    };
+    /// Fills what the scenario's own backing has left.
+    Fill, FillStep, "fill" (/** What is filled. */ what: Room) {
+        /// So much stays free: bytes, or a number of files; left out: nothing.
+        leave: Option<Size> = "leave",
+    };
+    /// Gives back what `fill:` took.
+    Free, FreeStep, "free" (/** What was filled. */ what: Room) {};
+    /// Tries steps on a full backing with ever more room, until they succeed.
+    Full, FullStep, "full-at-each" (/** What the driver does. */ body: Vec<Step>) {
+        /// What there is too little of; left out: space.
+        of: Option<Room> = "of",
+        /// What must be possible afterwards, each time.
+        then: Vec<Step> = "then",
+    };
+    /// Mounts the scenario's own backing otherwise, under the running driver.
+    Remount, RemountStep, "remount" (/** How. */ how: Access) {};
+    /// Everything that was written to the scenario's own backing reaches the disk.
+    Sync, SyncStep, "sync" (/** The backing. */ backing: BackingWord) {};
+    /// Cuts the power of the scenario's own backing.
+    CutPower, CutPowerStep, "cut-power" (/** The backing. */ backing: BackingWord) {
+        /// What of the last moments is on the disk; left out: nothing.
+        keeps: Option<Keeps> = "keeps",
     };
     /// Driver selection over a made-up registry.
     Select, SelectStep, "select" (/** The driver asked for; empty: none. */ name: String) {

@@ -2,7 +2,7 @@
 
 use super::state::HomeState;
 use super::world::World;
-use crate::graphdriver::{Driver, Error};
+use crate::graphdriver::{Driver, Error, ErrorClass};
 use crate::graphtest::scenario::Location;
 use crate::graphtest::step::{ErrorSpec, Expect, Step};
 use crate::tree::op::Op;
@@ -14,6 +14,8 @@ pub(crate) struct Fail {
     pub place: Option<(Location, String)>,
     /// What was expected and what was found.
     pub detail: Vec<String>,
+    /// Whether it is a call that failed as calls do when there is no room, and not a finding about what a call did.
+    pub no_room: bool,
 }
 
 /// What a step gives.
@@ -45,7 +47,15 @@ impl Fail {
         Self {
             place: None,
             detail,
+            no_room: false,
         }
+    }
+
+    /// The same for a call of the driver. That the disk is full is no fault of what was asked for, so the error must not say so;
+    /// a program that a driver runs gives a text instead of an errno.
+    pub fn of_call(mut self, e: &Error) -> Self {
+        self.no_room = e.class() == ErrorClass::Other;
+        self
     }
 
     /// The same, at a place unless a more exact one is known.
@@ -109,10 +119,11 @@ impl Expect {
                 ([], may) => format!("success, or an error ({})", names(may)),
                 (fails, _) => format!("an error ({})", names(fails)),
             };
-            return Err(Fail::new(format!(
+            let fail = Fail::new(format!(
                 "{what}: expected {expected}, found: {}",
                 describe(&e)
-            )));
+            ));
+            return Err(fail.of_call(&e));
         }
         let text = e.to_string();
         match self.says.iter().find(|s| !text.contains(s.as_str())) {
@@ -132,8 +143,10 @@ impl World<'_> {
         call: impl FnOnce(&dyn Driver) -> Result<T, Error>,
     ) -> Done<T> {
         let driver = self.driver()?;
-        call(&*driver)
-            .map_err(|e| Fail::new(format!("{what}: expected success, found: {}", describe(&e))))
+        call(&*driver).map_err(|e| {
+            let fail = Fail::new(format!("{what}: expected success, found: {}", describe(&e)));
+            fail.of_call(&e)
+        })
     }
 
     /// A call that a step states the outcome of. When it fails as stated, the driver's home must be as it was.

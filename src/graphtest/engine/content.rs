@@ -317,7 +317,9 @@ fn judge(ops: &[At<Op>], outcomes: &[Outcome]) -> Done {
     for (i, (op, outcome)) in ops.iter().zip(outcomes).enumerate() {
         build::judge(i, &op.value, outcome).map_err(|e| {
             let what = format!("expected {}, {}", e.expected, e.found);
-            Fail::new(what).in_op(&op.at, &op.value)
+            let mut fail = Fail::new(what).in_op(&op.at, &op.value);
+            fail.no_room = matches!(outcome, Err(Failure::Errno(Errno::NOSPC | Errno::DQUOT)));
+            fail
         })?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The step `kill-at-each-syscall`: a crash at every moment of some steps, and what is found afterwards.
+//! The step `kill-at-each-syscall`: a crash at every moment of some steps; and what must be found after steps were cut short, however.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
@@ -27,12 +27,16 @@ const MAX_CALLS: u64 = 5_000;
 const PATIENCE: u32 = 15;
 const TRIES: u32 = 3;
 
-/// What every try starts from and must come to.
-struct Crash<'s> {
-    steps: &'s KillStep,
+/// Steps that are cut short: what every try starts from and must come to.
+pub(super) struct Crash<'s> {
+    /// What is cut short.
+    pub body: &'s [Step],
+    /// What must be possible afterwards.
+    then: &'s [Step],
     /// A copy of the home before the steps.
     rest: PathBuf,
-    before: Layers,
+    /// The layers before the steps, and after them.
+    pub before: Layers,
     after: Layers,
     /// The home after the steps without any kill.
     done: HomeState,
@@ -53,32 +57,9 @@ enum Touch {
 
 impl World<'_> {
     pub fn kill(&mut self, s: &KillStep) -> Done {
-        if !self.held.values().all(|n| *n == 0) {
-            return Err(Fail::new(
-                "the scenario holds a layer; put it before kill-at-each-syscall",
-            ));
-        }
-        self.stop()?;
-        let rest = self.scratch_path("rest");
-        copy_home(&self.home, &rest)?;
-        let before = self.layers.clone();
-        self.init(&Expect::default())?;
-        self.run(&s.body)?;
-        let after = self.layers.clone();
-        self.run(&s.then)?;
-        self.stop()?;
-        let mut touched = BTreeMap::new();
-        written(&s.body, &mut touched);
-        let crash = Crash {
-            steps: s,
-            rest,
-            before,
-            after,
-            done: HomeState::of(&self.home)?,
-            touched,
-        };
+        let crash = self.crash(&s.body, &s.then)?;
         let mut n = 1;
-        while self.crash_at(&crash, n)? {
+        while self.crash_at(&crash, s.started, n)? {
             n += 1;
             if n > MAX_CALLS {
                 return Err(Fail::new(format!(
@@ -93,8 +74,37 @@ impl World<'_> {
         self.run(&s.then)
     }
 
+    /// Does the steps once undisturbed, and notes what was there before and what came of them. No driver runs afterwards.
+    pub(super) fn crash<'s>(&mut self, body: &'s [Step], then: &'s [Step]) -> Done<Crash<'s>> {
+        if !self.held.values().all(|n| *n == 0) {
+            return Err(Fail::new(
+                "the scenario holds a layer; put it before steps that are cut short",
+            ));
+        }
+        self.stop()?;
+        let rest = self.scratch_path("rest");
+        copy_home(&self.home, &rest)?;
+        let before = self.layers.clone();
+        self.init(&Expect::default())?;
+        self.run(body)?;
+        let after = self.layers.clone();
+        self.run(then)?;
+        self.stop()?;
+        let mut touched = BTreeMap::new();
+        written(body, &mut touched);
+        Ok(Crash {
+            body,
+            then,
+            rest,
+            before,
+            after,
+            done: HomeState::of(&self.home)?,
+            touched,
+        })
+    }
+
     /// Puts the home back to what it was before the steps.
-    fn restore(&mut self, crash: &Crash<'_>) -> Done {
+    pub(super) fn restore(&mut self, crash: &Crash<'_>) -> Done {
         self.abandon();
         self.unmount_home()?;
         state::remove_dir(&self.home)
@@ -105,16 +115,16 @@ impl World<'_> {
     }
 
     /// One try; `false` when the child came to its end before its `n`-th call.
-    fn crash_at(&mut self, crash: &Crash<'_>, n: u64) -> Done<bool> {
+    fn crash_at(&mut self, crash: &Crash<'_>, started: bool, n: u64) -> Done<bool> {
         self.restore(crash)?;
         let report = self.scratch_path("child");
-        let mut outcome = self.child(crash, n, &report)?;
+        let mut outcome = self.child(crash, started, n, &report)?;
         for _ in 0..TRIES {
             if outcome != Outcome::Signaled(libc::SIGALRM) {
                 break;
             }
             self.restore(crash)?;
-            outcome = self.child(crash, n, &report)?;
+            outcome = self.child(crash, started, n, &report)?;
         }
         let said = std::fs::read_to_string(&report).unwrap_or_default();
         match outcome {
@@ -127,14 +137,15 @@ impl World<'_> {
             }
         }
         let words = format!("killed at its system call {n}");
-        self.look_after(crash)
+        self.init(&Expect::default())
+            .and_then(|_| self.look_after(crash))
             .and_then(|()| self.again(crash))
             .map_err(|f| f.context(&words))?;
         Ok(true)
     }
 
     /// Forks a child that starts a driver and does the steps.
-    fn child(&mut self, crash: &Crash<'_>, n: u64, report: &Path) -> Done<Outcome> {
+    fn child(&mut self, crash: &Crash<'_>, started: bool, n: u64, report: &Path) -> Done<Outcome> {
         // Nothing that another thread of this process may have locked is used in the child.
         let progress = Progress::default();
         // Of a layer that is applied to, nothing is asked in the child, where it would only be more calls to be killed at.
@@ -148,25 +159,24 @@ impl World<'_> {
         };
         let prepare = || {
             nix::unistd::alarm::set(PATIENCE);
-            if crash.steps.started {
+            if started {
                 world.init(&Expect::default()).map_err(tell)?;
             }
             Ok(world)
         };
         let outcome = fork_prepared_killed_at_syscall(n, prepare, |mut world| {
-            let started = match crash.steps.started {
+            let ready = match started {
                 true => Ok(true),
                 false => world.init(&Expect::default()),
             };
-            let done = started.and_then(|_| world.run(&crash.steps.body));
+            let done = ready.and_then(|_| world.run(crash.body));
             done.map_or_else(tell, |()| 0)
         });
         outcome.map_err(|e| Fail::new(format!("a child cannot be traced: {e}")))
     }
 
-    /// A new driver opens the home: every layer is whole, or one that was being made or removed and is gone.
-    fn look_after(&mut self, crash: &Crash<'_>) -> Done {
-        self.init(&Expect::default())?;
+    /// Every layer is whole, or one that was being made or removed and is gone.
+    pub(super) fn look_after(&mut self, crash: &Crash<'_>) -> Done {
         let driver = self.driver()?;
         for id in crash.before.ids() {
             if !crash.touched.contains_key(&id) {
@@ -197,7 +207,7 @@ impl World<'_> {
     }
 
     /// The layer must hold what one of these says.
-    fn whole(&mut self, id: &str, either: &[&Layers]) -> Done {
+    pub(super) fn whole(&mut self, id: &str, either: &[&Layers]) -> Done {
         let expected: Vec<_> = either.iter().filter_map(|layers| layers.tree(id)).collect();
         let found = self.tree_of(id)?;
         let how = self.comparison();
@@ -211,8 +221,18 @@ impl World<'_> {
         }
     }
 
-    /// The steps must be possible now, and leave no more behind than without the kill.
-    fn again(&mut self, crash: &Crash<'_>) -> Done {
+    /// Removes what the steps made, whole or not.
+    pub(super) fn remove_made(&mut self, crash: &Crash<'_>) -> Done {
+        for id in crash.touched.keys().filter(|id| !crash.before.has(id)) {
+            if self.driver()?.exists(id) {
+                self.remove_layer(id, &Expect::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps must be possible now, and leave no more behind than if they had not been cut short.
+    pub(super) fn again(&mut self, crash: &Crash<'_>) -> Done {
         let driver = self.driver()?;
         let plainly = Expect::default();
         for (id, touch) in &crash.touched {
@@ -230,8 +250,8 @@ impl World<'_> {
             }
         }
         drop(driver);
-        self.run(&crash.steps.body)
-            .and_then(|()| self.run(&crash.steps.then))
+        self.run(crash.body)
+            .and_then(|()| self.run(crash.then))
             .map_err(|f| f.context("the steps again"))?;
         self.stop()?;
         let now = HomeState::of(&self.home)?;

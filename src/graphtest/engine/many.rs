@@ -92,6 +92,7 @@ impl World<'_> {
         Self: 'b,
     {
         let mut world = World::new(self.target, self.place, progress, &self.dir);
+        world.own = self.own;
         world.home = self.home.clone();
         world.options = self.options.clone();
         world.running = self.running.clone();
@@ -219,6 +220,10 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
                 touches(&s.body, into);
                 touches(&s.then, into);
             }
+            Action::Full(s) => {
+                touches(&s.body, into);
+                touches(&s.then, into);
+            }
             Action::Archive(_)
             | Action::Restart(_)
             | Action::Cleanup(_)
@@ -227,6 +232,11 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             | Action::Home(_)
             | Action::Init(_)
             | Action::Corrupt(_)
+            | Action::Fill(_)
+            | Action::Free(_)
+            | Action::Remount(_)
+            | Action::Sync(_)
+            | Action::CutPower(_)
             | Action::Select(_) => {}
         }
     }

@@ -9,8 +9,11 @@ mod kill;
 mod layers;
 mod lifecycle;
 mod many;
+mod own;
+mod power;
 mod restart;
 mod select;
+mod space;
 mod state;
 mod tar_split;
 #[cfg(test)]
@@ -35,6 +38,7 @@ use crate::lab::Place;
 use crate::sys;
 
 use call::Fail;
+use own::{Own, Without};
 use world::World;
 
 /// How cases are run.
@@ -159,7 +163,38 @@ fn run_in(
     limits: &RunLimits,
     dir: &std::path::Path,
 ) -> Result<Option<String>, Fail> {
+    let own = match case
+        .backing
+        .as_ref()
+        .map(|b| Own::make(place, b))
+        .transpose()
+    {
+        Ok(own) => own,
+        Err(Without::Kind(reason)) => return Ok(Some(reason)),
+        Err(Without::Failed(fail)) => return Err(fail),
+    };
+    let result = run_on(target, place, own.as_ref(), case, limits, dir);
+    match own {
+        Some(own) if !(limits.keep && result.is_err()) => {
+            let given_back = own.give_back();
+            result.and_then(|skip| given_back.map(|()| skip))
+        }
+        _ => result,
+    }
+}
+
+fn run_on(
+    target: &dyn Target,
+    place: &Place,
+    own: Option<&Own>,
+    case: &Case,
+    limits: &RunLimits,
+    dir: &std::path::Path,
+) -> Result<Option<String>, Fail> {
     let mut world = World::new(target, place, &limits.progress, dir);
+    if let Some(own) = own {
+        world = world.on(own);
+    }
     let mut steps: &[Step] = &case.steps;
     if let Some((first, rest)) = steps.split_first()
         && let Action::Home(home) = &first.action

@@ -23,7 +23,7 @@ impl World<'_> {
         if s.home.is_some() {
             // Mounts of a killed driver would stay at the old path for good.
             self.unmount_home()?;
-            let moved = self.scratch_path("home");
+            let moved = self.scratch_home();
             std::fs::rename(&self.home, &moved)
                 .map_err(|e| Fail::new(format!("the home cannot be moved: {e}")))?;
             self.home = moved;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::archives::Archive;
 use super::call::{Done, Fail, describe};
 use super::layers::Layers;
+use super::own::Own;
 use crate::graphdriver::{Capabilities, Driver};
 use crate::graphtest::outcome::Progress;
 use crate::graphtest::step::{Action, Expect, Step};
@@ -22,18 +23,24 @@ pub(crate) struct World<'a> {
     pub target: &'a dyn Target,
     pub place: &'a Place,
     pub progress: &'a Progress,
-    /// The scenario's own directory.
+    /// The scenario's own directory, for what it keeps beside the driver's home.
     pub dir: PathBuf,
+    /// The filesystem that the scenario has to itself, where it asks for one.
+    pub own: Option<&'a Own>,
     /// The driver's home in it.
     pub home: PathBuf,
     /// The options of the driver that runs now.
     pub options: Vec<String>,
     /// The driver; `None` only between two.
     pub running: Option<Arc<dyn Driver>>,
+    /// Drivers that crashed, as far as the home can tell. A crash runs no destructor, so theirs run when the home no longer matters.
+    pub crashed: Vec<Arc<dyn Driver>>,
     /// What it claims.
     pub claims: Capabilities,
     /// What each layer ought to hold.
     pub layers: Layers,
+    /// What they held when the backing was last synced.
+    pub synced: Layers,
     /// How often each layer is held by `get:`.
     pub held: BTreeMap<String, u32>,
     /// The path that `get` gave for each layer since this driver was started.
@@ -63,11 +70,14 @@ impl<'a> World<'a> {
             place,
             progress,
             dir: dir.to_path_buf(),
+            own: None,
             home: dir.join("home"),
             options: Vec::new(),
             running: None,
+            crashed: Vec::new(),
             claims: Capabilities::default(),
             layers: Layers::default(),
+            synced: Layers::default(),
             held: BTreeMap::new(),
             paths: BTreeMap::new(),
             archives: BTreeMap::new(),
@@ -93,7 +103,7 @@ impl<'a> World<'a> {
 
     /// The same with a home of another name; `false` when the driver refuses it, as stated.
     pub fn start_in(&mut self, name: &[u8], expect: &Expect) -> Done<bool> {
-        self.home = self.dir.join(std::ffi::OsStr::from_bytes(name));
+        self.home = self.homes().join(std::ffi::OsStr::from_bytes(name));
         self.make_home()?;
         self.init(expect)
     }
@@ -161,6 +171,12 @@ impl<'a> World<'a> {
             Action::Guard(s) => self.guard(s),
             Action::Corrupt(s) => self.corrupt(s),
             Action::Kill(s) => self.kill(s),
+            Action::Fill(s) => self.fill(s),
+            Action::Free(s) => self.free(s),
+            Action::Full(s) => self.full(s),
+            Action::Remount(s) => self.remount(s),
+            Action::Sync(_) => self.sync(),
+            Action::CutPower(s) => self.cut_power(s),
             Action::Select(s) => self.select(s, expect),
             Action::Home(_) => Err(Fail::new("`home:` is only for the first step")),
         }
@@ -171,18 +187,8 @@ impl<'a> World<'a> {
         let Some(driver) = self.running.take() else {
             return Ok(());
         };
+        self.put_held(&*driver)?;
         let place = |what: &str| self.progress.now().map(|(at, _)| (at, what.to_string()));
-        for (id, times) in std::mem::take(&mut self.held) {
-            for _ in 0..times {
-                driver.put(&id).map_err(|e| {
-                    Fail::new(format!(
-                        "put {id}: expected success, found: {}",
-                        describe(&e)
-                    ))
-                    .or_at(place("at the end: put what is held"))
-                })?;
-            }
-        }
         driver.cleanup().map_err(|e| {
             Fail::new(format!("expected success, found: {}", describe(&e)))
                 .or_at(place("at the end: cleanup"))
@@ -190,6 +196,26 @@ impl<'a> World<'a> {
         drop(driver);
         self.no_mounts_left()
             .map_err(|f| f.or_at(place("at the end: after put and cleanup")))
+    }
+
+    /// Puts what is held; nothing is then.
+    pub fn put_held(&mut self, driver: &dyn Driver) -> Done {
+        let at = self.progress.now();
+        for (id, times) in std::mem::take(&mut self.held) {
+            for _ in 0..times {
+                driver.put(&id).map_err(|e| {
+                    Fail::new(format!(
+                        "put {id}: expected success, found: {}",
+                        describe(&e)
+                    ))
+                    .or_at(
+                        at.clone()
+                            .map(|(at, _)| (at, "at the end: put what is held".to_string())),
+                    )
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// No mount may be left below the home.
@@ -213,16 +239,42 @@ impl<'a> World<'a> {
 
     /// A path as a person wants to read it: relative to the scenario's directory.
     pub fn short(&self, path: &Path) -> String {
-        path.strip_prefix(&self.dir)
+        path.strip_prefix(self.homes())
+            .or_else(|_| path.strip_prefix(&self.dir))
             .unwrap_or(path)
             .display()
             .to_string()
     }
 
-    /// A fresh path in the scenario's directory, beside the home.
+    /// A fresh path in the scenario's directory.
     pub fn scratch_path(&mut self, what: &str) -> PathBuf {
         self.scratch += 1;
         self.dir.join(format!("{what}-{}", self.scratch))
+    }
+
+    /// The same where homes are, which may be another filesystem.
+    pub fn scratch_home(&mut self) -> PathBuf {
+        self.scratch += 1;
+        self.homes().join(format!("home-{}", self.scratch))
+    }
+
+    /// The directory that the driver's home is in.
+    fn homes(&self) -> &Path {
+        self.own.map_or(&self.dir, Own::dir)
+    }
+
+    /// On a filesystem of its own, which is the place of its facts then.
+    pub fn on(mut self, own: &'a Own) -> Self {
+        self.place = own.place();
+        self.own = Some(own);
+        self.home = self.homes().join("home");
+        self
+    }
+
+    /// The filesystem that the scenario has to itself.
+    pub fn own(&self) -> Done<&'a Own> {
+        self.own
+            .ok_or_else(|| Fail::new("the scenario has no backing of its own"))
     }
 
     /// How trees are compared on this backing.
@@ -239,10 +291,7 @@ impl<'a> World<'a> {
 
     /// Forgets the driver as a crash would: it gives nothing back, and its mounts stay.
     pub fn abandon(&mut self) {
-        if let Some(driver) = self.running.take() {
-            // A crash runs no destructor.
-            std::mem::forget(driver);
-        }
+        self.crashed.extend(self.running.take());
         self.held.clear();
         self.paths.clear();
     }

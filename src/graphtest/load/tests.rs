@@ -2,7 +2,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::graphtest::Turns;
-use crate::graphtest::step::ErrorSpec;
+use crate::graphtest::step::{Action, ErrorSpec};
 
 const HEAD: &str = "\
 suite: s
@@ -245,6 +245,29 @@ fn bad_rows_are_located(#[case] rows: &str, #[case] message: &str) {
             .any(|e| e.starts_with("s.yaml:9: ") && e.contains(message)),
         "{message:?} is not in {errors:#?}"
     );
+}
+
+#[test]
+fn a_backing_of_its_own_may_differ_by_row() {
+    let rows = "cases: [{case: a, n: 1k}, {case: b, n: 2M}]";
+    let text = format!(
+        "{HEAD}  {rows}\n  backing: {{size: '${{n}}', inodes: 70}}\n  steps: [{{fill: space}}]\n"
+    );
+    let library = load(&text).unwrap();
+    let backings: Vec<_> = library.cases().map(|c| c.backing.unwrap()).collect();
+    assert_eq!(
+        backings.iter().map(|b| b.size).collect::<Vec<_>>(),
+        [Some(1024), Some(2 << 20)]
+    );
+    assert!(backings.iter().all(|b| b.inodes == Some(70)));
+    let without = text.replace("  backing: {", "  tags: [a]\n  # {");
+    let errors = load(&without).unwrap_err();
+    assert!(
+        errors[0].contains("expected `backing:` in a scenario that has `fill:`"),
+        "{errors:?}"
+    );
+    let errors = load(&text.replace("inodes: 70", "nodes: 70")).unwrap_err();
+    assert!(errors[0].contains("unknown key `nodes`"), "{errors:?}");
 }
 
 #[test]

@@ -186,6 +186,7 @@ mod tests {
             name: Some("it's".to_string()),
             needs: Vec::new(),
             catches: Vec::new(),
+            backing: None,
             steps: Vec::new().into(),
             by_limit: None,
         }

@@ -135,6 +135,27 @@ words!(
     HomeMove { /** It gets another path. */ Moved = "moved" }
 );
 words!(
+    /// The one subject of `sync:` and `cut-power:`.
+    BackingWord { /** The scenario's own backing. */ Backing = "backing" }
+);
+words!(
+    /// What a backing can be out of.
+    Room { /** Bytes. */ Space = "space", /** Files. */ Inodes = "inodes" }
+);
+words!(
+    /// What may be done to a mounted backing.
+    Access { /** Only reading. */ ReadOnly = "read-only", /** Reading and writing. */ ReadWrite = "read-write" }
+);
+words!(
+    /// What a cut of power leaves of what was not synced.
+    Keeps {
+        /// Nothing but what the filesystem had written on its own.
+        Nothing = "nothing",
+        /// Names, sizes and attributes, as a journal keeps them, without the data of files.
+        Metadata = "metadata",
+    }
+);
+words!(
     /// What is not compared between two trees.
     Ignore {
         /// Modification times.

@@ -1,0 +1,189 @@
+//! Steps on what the scenario's own backing has left: fill, free, full-at-each.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, fallocate, syncfs};
+use rustix::io::Errno;
+
+use super::call::{Done, Fail};
+use super::kill::Crash;
+use super::own::Own;
+use super::world::World;
+use crate::graphtest::step::{FillStep, FreeStep, FullStep, Room};
+use crate::sys::remove::remove_tree;
+
+/// The files that take what is left, beside the driver's home.
+const BALLAST: &str = "ballast";
+
+/// The first piece that is taken; each next one is half of it, down to the least.
+const FIRST_PIECE: u64 = 1 << 30;
+const LEAST_PIECE: u64 = 4096;
+
+/// No sensible steps need more: bytes, and files.
+const MOST_SPACE: u64 = 256 << 20;
+const MOST_INODES: u64 = 4096;
+
+fn ballast(own: &Own, what: Room) -> PathBuf {
+    let name = match what {
+        Room::Space => "space",
+        Room::Inodes => "inodes",
+    };
+    own.dir().join(BALLAST).join(name)
+}
+
+/// Whether the kernel says that there is no room left, of the disk or of a quota.
+fn is_full(e: Errno) -> bool {
+    matches!(e, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// Takes all room but `leave`.
+fn fill(own: &Own, what: Room, leave: u64) -> std::io::Result<()> {
+    let dir = ballast(own, what);
+    fs::create_dir_all(&dir)?;
+    match what {
+        Room::Space => fill_space(&dir, leave),
+        Room::Inodes => fill_inodes(&dir, leave),
+    }
+}
+
+/// What is to stay free is taken first, so that it is really there once it is given back: what statfs(2) tells is free is
+/// not always to be had.
+fn fill_space(dir: &Path, leave: u64) -> std::io::Result<()> {
+    let reserve = dir.join("reserve");
+    if leave > 0 {
+        let file = File::create(&reserve)?;
+        fallocate(&file, FallocateFlags::empty(), 0, leave)?;
+    }
+    let mut piece = FIRST_PIECE;
+    let mut count = 0;
+    while piece >= LEAST_PIECE {
+        let path = dir.join(count.to_string());
+        count += 1;
+        let file = match File::create(&path) {
+            Ok(file) => file,
+            Err(e) if Errno::from_io_error(&e).is_some_and(is_full) => break,
+            Err(e) => return Err(e),
+        };
+        let mut end = 0;
+        loop {
+            match fallocate(&file, FallocateFlags::empty(), end, piece) {
+                Ok(()) => end += piece,
+                Err(Errno::INTR) => {}
+                Err(e) if is_full(e) => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        // Some filesystems keep a part of what they could not give whole.
+        file.set_len(end)?;
+        piece /= 2;
+    }
+    if leave > 0 {
+        fs::remove_file(&reserve)?;
+    }
+    sync(dir)
+}
+
+fn fill_inodes(dir: &Path, leave: u64) -> std::io::Result<()> {
+    let mut made = 0u64;
+    loop {
+        match File::create(dir.join(made.to_string())) {
+            Ok(_) => made += 1,
+            Err(e) if Errno::from_io_error(&e).is_some_and(is_full) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    for n in made.saturating_sub(leave)..made {
+        fs::remove_file(dir.join(n.to_string()))?;
+    }
+    sync(dir)
+}
+
+/// Filesystems with a journal or a log give back what was deleted only with the next commit.
+fn sync(dir: &Path) -> std::io::Result<()> {
+    Ok(syncfs(File::open(dir)?)?)
+}
+
+/// The amounts of room to try, the least first: in steps that an allocation is made of, and then in greater ones, since what a
+/// driver does with much room differs less.
+fn amounts(what: Room) -> impl Iterator<Item = u64> {
+    let (most, step) = match what {
+        Room::Space => (MOST_SPACE, LEAST_PIECE),
+        Room::Inodes => (MOST_INODES, 1),
+    };
+    let next = move |n: &u64| Some(n + (n / 4 / step * step).max(step));
+    std::iter::successors(Some(0), next).take_while(move |n| *n <= most)
+}
+
+impl World<'_> {
+    pub fn fill(&mut self, s: &FillStep) -> Done {
+        self.take_room(s.what, s.leave.as_ref().map_or(0, |leave| leave.0))
+    }
+
+    fn take_room(&self, what: Room, leave: u64) -> Done {
+        fill(self.own()?, what, leave)
+            .map_err(|e| Fail::new(format!("the backing cannot be filled: {e}")))
+    }
+
+    pub fn free(&mut self, s: &FreeStep) -> Done {
+        self.give_room(s.what)
+    }
+
+    fn give_room(&self, what: Room) -> Done {
+        let own = self.own()?;
+        remove_tree(&ballast(own, what))
+            .and_then(|()| sync(own.dir()))
+            .map_err(|e| Fail::new(format!("the backing cannot be emptied: {e}")))
+    }
+
+    pub fn full(&mut self, s: &FullStep) -> Done {
+        let what = s.of.unwrap_or(Room::Space);
+        let crash = self.crash(&s.body, &s.then)?;
+        let mut failed = 0;
+        for room in amounts(what) {
+            let words = match what {
+                Room::Space => format!("with {room} bytes left"),
+                Room::Inodes => format!("with {room} files left"),
+            };
+            self.give_room(what)?;
+            self.restore(&crash)?;
+            if self
+                .full_at(&crash, what, room, failed)
+                .map_err(|f| f.context(&words))?
+            {
+                return self.give_room(what).and_then(|()| self.run(&s.then));
+            }
+            failed += 1;
+        }
+        Err(Fail::new(
+            "expected the steps to succeed once there is room, they failed with ever more of it",
+        ))
+    }
+
+    /// One try with so much room; whether the steps succeeded.
+    fn full_at(&mut self, crash: &Crash<'_>, what: Room, room: u64, failed: u32) -> Done<bool> {
+        self.init(&Default::default())?;
+        self.take_room(what, room)?;
+        match self.run(crash.body) {
+            Ok(()) => return Ok(true),
+            Err(f) if f.no_room => {}
+            Err(f) => return Err(f),
+        }
+        self.layers = crash.before.clone();
+        // What was made in part is to be removable when there is no room at all, and usable when there is; both cannot be asked at once.
+        if failed % 2 == 1 && self.running.is_some() {
+            self.remove_made(crash)
+                .map_err(|f| f.context("while it is full"))?;
+        }
+        self.give_room(what)?;
+        if self.running.is_none() {
+            self.init(&Default::default())?;
+        }
+        if let Some(driver) = self.running.clone() {
+            self.put_held(&*driver)?;
+        }
+        self.look_after(crash)?;
+        self.again(crash)?;
+        Ok(false)
+    }
+}
