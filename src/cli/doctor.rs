@@ -44,8 +44,15 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
                 if !told.contains(&place) {
                     told.push(place);
                 }
-                if let Err(left) = made.give_back(&register) {
+                let given = made.give_back(&register);
+                for left in &given.left {
                     text += &format!("     left behind: {left}\n");
+                }
+                for damage in &given.damage {
+                    text += &format!("     damaged: {damage}\n");
+                }
+                for note in &given.notes {
+                    text += &format!("     note: {note}\n");
                 }
             }
             Err(why) => {

@@ -77,9 +77,9 @@ fn items(args: &Args) -> anyhow::Result<Vec<Value>> {
             .iter()
             .map(|t| json!({"name": t.name()}))
             .collect(),
-        What::Backings => Backing::KINDS
+        What::Backings => Backing::all()
             .iter()
-            .map(|(name, about)| json!({"name": name, "about": about}))
+            .map(|b| json!({"name": b.to_string(), "about": b.about()}))
             .collect(),
         What::Scenarios => scenarios(args)?,
         What::Requirements => {

@@ -122,7 +122,7 @@ pub(super) fn cells(
     failed: Option<&Report>,
 ) -> anyhow::Result<Vec<Cell>> {
     let mut backings = if args.on.is_empty() {
-        Backing::DEFAULT.to_vec()
+        Backing::defaults()
     } else {
         args.on.clone()
     };

@@ -44,6 +44,8 @@ named! {
         Ptrace = "ptrace";
         /// Files can share their blocks (FICLONE).
         Reflink = "reflink";
+        /// A scenario can have a filesystem of the place's kind for itself.
+        OwnBacking = "own-backing";
     }
 }
 
@@ -82,6 +84,11 @@ impl Facts {
     /// Whether it holds.
     pub fn has(&self, fact: Fact) -> bool {
         !self.missing.contains_key(&fact)
+    }
+
+    /// States that a fact holds that cannot be tried out in a directory.
+    pub(super) fn add(&mut self, fact: Fact) {
+        self.missing.remove(&fact);
     }
 
     /// Why it does not hold; `None` when it does.
@@ -134,6 +141,7 @@ fn try_out(fact: Fact, at: &Path, time_step_nanos: u32) -> Result<(), String> {
         Fact::Overlayfs => overlay(at),
         Fact::Ptrace => ptrace(),
         Fact::Reflink => reflink(at),
+        Fact::OwnBacking => Err("the place was not made for the run".to_string()),
     }
 }
 

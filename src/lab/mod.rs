@@ -1,15 +1,26 @@
 //! Where a driver's home can live: backings, made for a cell and given back.
 
 mod backing;
+mod damage;
 mod facts;
+mod kinds;
 mod made;
+mod own;
+mod program;
+mod provision;
+mod stack;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-pub use backing::{Backing, Provisioned, provision};
+pub use backing::Backing;
 pub use facts::{Fact, Facts};
 pub use made::{Cleaned, Register, clean, dead_runs, state_dir};
+pub use own::{Fresh, OwnBacking};
+pub use provision::{GivenBack, Provisioned, provision};
 
 /// A directory in which homes of a driver under test are made, with what was found out about it.
 #[derive(Clone, Debug)]
@@ -20,6 +31,8 @@ pub struct Place {
     pub backing: String,
     /// What the machine and the filesystem can do, probed.
     pub facts: Facts,
+    /// Where [`Place::fresh`] makes filesystems; `None` at a place that was not made.
+    own: Option<Arc<own::Source>>,
 }
 
 impl Place {
@@ -34,6 +47,7 @@ impl Place {
             dir,
             backing: backing.into(),
             facts,
+            own: None,
         })
     }
 }

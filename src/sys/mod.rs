@@ -4,6 +4,8 @@ pub mod copy;
 pub mod errno;
 pub mod fs;
 pub mod identity;
+pub mod kmsg;
+pub mod loopdev;
 pub mod mount;
 pub mod ns;
 pub mod ptrace;

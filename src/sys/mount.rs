@@ -73,6 +73,14 @@ pub fn remount_bind_read_only(target: &Path) -> io::Result<()> {
     )?)
 }
 
+/// Changes the flags of the filesystem itself that is mounted at `target` (`MS_REMOUNT`): read-only or not. Its options stay.
+///
+/// # Errors
+/// `EBUSY` when it is to be read-only and something on it is open for writing.
+pub fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(target, flags, "")?)
+}
+
 /// Makes the mount at `path` private: mounts below it neither propagate to other namespaces nor come from there.
 ///
 /// # Errors

@@ -179,7 +179,11 @@ fn run_in(
             let given_back = own.give_back();
             result.and_then(|skip| given_back.map(|()| skip))
         }
-        _ => result,
+        Some(own) => {
+            own.keep();
+            result
+        }
+        None => result,
     }
 }
 

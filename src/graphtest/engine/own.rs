@@ -1,20 +1,19 @@
 //! The filesystem that a scenario has to itself.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::path::Path;
 
 use rustix::fs::statvfs;
 
 use super::call::{Done, Fail};
 use crate::graphtest::scenario::OwnBacking;
 use crate::graphtest::step::{Access, Keeps};
-use crate::lab::Place;
-use crate::sys::mount::{MountFlags, mount, umount_below};
+use crate::lab::{self, Fresh, Place};
 
 /// A filesystem made for one run of a scenario, of the kind that the cell's homes lie on.
 #[derive(Debug)]
 pub(crate) struct Own {
-    place: Place,
+    made: lab::OwnBacking,
 }
 
 /// Why there is none.
@@ -28,42 +27,22 @@ pub(crate) enum Without {
 impl Own {
     /// Makes one.
     pub fn make(place: &Place, asked: &OwnBacking) -> Result<Self, Without> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        if place.backing != "tmpfs" {
-            let why = format!("needs a backing of its own: {} has none", place.backing);
-            return Err(Without::Kind(why));
-        }
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = place.dir.join(format!("own{n}"));
-        let failed =
-            |e: std::io::Error| Without::Failed(Fail::new(format!("no backing of its own: {e}")));
-        std::fs::create_dir(&dir).map_err(failed)?;
-        let mut data = "mode=0755".to_string();
-        if let Some(size) = asked.size {
-            data += &format!(",size={size}");
-        }
-        if let Some(inodes) = asked.inodes {
-            data += &format!(",nr_inodes={inodes}");
-        }
-        mount(
-            Path::new("graphtest"),
-            &dir,
-            "tmpfs",
-            MountFlags::empty(),
-            data.as_bytes(),
-        )
-        .map_err(failed)?;
-        let own = Self {
-            place: Place {
-                dir,
-                backing: place.backing.clone(),
-                facts: place.facts.clone(),
-            },
+        let wanted = Fresh {
+            size: asked.size,
+            inodes: asked.inodes,
         };
+        let made = place.fresh(&wanted).map_err(|e| match e.kind() {
+            io::ErrorKind::Unsupported => Without::Kind(format!(
+                "needs a backing of its own: {}: {e}",
+                place.backing
+            )),
+            _ => Without::Failed(Fail::new(format!("no backing of its own: {e}"))),
+        })?;
+        let own = Self { made };
         let Some(inodes) = asked.inodes else {
             return Ok(own);
         };
-        let limited = statvfs(&own.place.dir)
+        let limited = statvfs(own.dir())
             .is_ok_and(|st| st.f_files > 0 && st.f_files <= inodes.saturating_mul(2));
         if limited {
             return Ok(own);
@@ -78,34 +57,41 @@ impl Own {
 
     /// The place of homes on it.
     pub fn place(&self) -> &Place {
-        &self.place
+        &self.made.place
     }
 
     /// Its root.
     pub fn dir(&self) -> &Path {
-        &self.place.dir
+        &self.made.place.dir
     }
 
     /// Mounts it otherwise, whoever uses it.
     pub fn remount(&self, how: Access) -> Done {
-        let flags = match how {
-            Access::ReadOnly => MountFlags::RDONLY,
-            Access::ReadWrite => MountFlags::empty(),
-        };
-        rustix::mount::mount_remount(self.dir(), flags, "")
+        self.made
+            .remount(how == Access::ReadOnly)
             .map_err(|e| Fail::new(format!("the backing cannot be mounted otherwise: {e}")))
     }
 
     /// Cuts its power, lets go of what is open on it, and mounts it again.
     pub fn cut_power(&self, _: Keeps, _: impl FnOnce()) -> Done {
-        Err(Fail::new("a tmpfs has no power to cut"))
+        Err(Fail::new("its power cannot be cut"))
     }
 
-    /// Unmounts it and gives back all that it took.
+    /// Leaves it in place, with the cell's.
+    pub fn keep(self) {
+        self.made.keep();
+    }
+
+    /// Unmounts it, looks for damage, and gives back all that it took.
     pub fn give_back(self) -> Done {
-        let dir: &PathBuf = &self.place.dir;
-        umount_below(dir)
-            .and_then(|_| std::fs::remove_dir(dir))
-            .map_err(|e| Fail::new(format!("the scenario's backing cannot be given back: {e}")))
+        let given = self.made.give_back();
+        let wrong: Vec<String> = given.left.into_iter().chain(given.damage).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        Err(Fail::lines(
+            "the scenario's backing is not given back whole",
+            wrong,
+        ))
     }
 }

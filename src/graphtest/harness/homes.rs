@@ -46,9 +46,9 @@ impl Homes {
         if let Err(why) = isolate() {
             eprintln!("note: {why}; what needs mounts is ignored");
         }
-        let dir = Backing::Dir(Some(parent.to_path_buf()));
+        let dir = Backing::dir(Some(parent.to_path_buf()));
         let on_tmpfs = tmpfs
-            .then(|| provision(&Backing::Tmpfs, &register).ok())
+            .then(|| provision(&Backing::tmpfs(), &register).ok())
             .flatten();
         let first = match on_tmpfs {
             Some(made) => Ok(made),
@@ -148,12 +148,13 @@ impl Homes {
     /// Unmounts and removes all of them.
     ///
     /// # Errors
-    /// What is left behind.
+    /// What is left behind or damaged.
     pub fn close(self) -> Result<(), String> {
         let further = self.more.into_iter().filter_map(|f| f.made.into_inner());
         let mut left = Vec::new();
         for made in further.flatten().chain([self.first]) {
-            left.extend(made.give_back(&self.register).err());
+            let given = made.give_back(&self.register);
+            left.extend(given.left.into_iter().chain(given.damage));
         }
         left.extend(self.register.close().err().map(|e| e.to_string()));
         if left.is_empty() {
@@ -167,7 +168,7 @@ impl Homes {
 /// What there is to look on for what a tmpfs does not have: the filesystem of the temporary directory, then made ones.
 pub fn made_backings() -> Vec<Backing> {
     let made = ["ext4", "xfs", "btrfs"].map(str::parse);
-    let dir = Backing::Dir(Some(std::env::temp_dir()));
+    let dir = Backing::dir(Some(std::env::temp_dir()));
     std::iter::once(dir)
         .chain(made.into_iter().flatten())
         .collect()

@@ -303,7 +303,12 @@ impl Session<'_> {
             left: Vec::new(),
         };
         if !self.kept.contains(&cell) {
-            end.left.extend(made.give_back(self.register).err());
+            let given = made.give_back(self.register);
+            end.left.extend(given.left);
+            if !given.damage.is_empty() {
+                end.status = CellStatus::Error;
+                end.reason = Some(format!("damaged: {}", given.damage.join("; ")));
+            }
         }
         self.left.extend(end.left.iter().cloned());
         (self.tell)(&Event::CellFinished { cell, end });
@@ -364,9 +369,9 @@ pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Started
         provision(&cell.backing, register).map_err(|e| Cannot::Backing(e.to_string()))?;
     match start_once(cell.target.as_ref(), &provisioned.place.dir) {
         Ok(started) => Ok((provisioned, started)),
-        Err(cannot) => match provisioned.give_back(register) {
-            Ok(()) => Err(cannot),
-            Err(left) => Err(Cannot::Broken(format!("{cannot}; left behind: {left}"))),
+        Err(cannot) => match provisioned.give_back(register).left.first() {
+            None => Err(cannot),
+            Some(left) => Err(Cannot::Broken(format!("{cannot}; left behind: {left}"))),
         },
     }
 }

@@ -1,0 +1,64 @@
+//! The kinds of backing: one file each (variants of a filesystem share one), one line in [`ALL`].
+
+mod btrfs;
+mod dir;
+mod ext4;
+mod tmpfs;
+mod xfs;
+
+use super::program::Program;
+
+/// One kind of backing.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// As people name it.
+    pub name: &'static str,
+    /// One sentence about it, for lists.
+    pub about: &'static str,
+    /// How it is made.
+    pub recipe: Recipe,
+}
+
+/// How a backing is made.
+#[derive(Debug)]
+pub(super) enum Recipe {
+    /// Nothing is mounted.
+    Dir,
+    /// A tmpfs.
+    Tmpfs,
+    /// A filesystem in sparse files behind loop devices.
+    Image(Image),
+}
+
+/// How a filesystem in an image is made, mounted and checked.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// Its type, for mount(2).
+    pub fs_type: &'static str,
+    /// What makes it.
+    pub mkfs: Program,
+    /// The arguments, before those for the inodes and the images.
+    pub arguments: &'static [&'static str],
+    /// The arguments that limit the number of inodes, from the size in bytes and the number; `None`: there is no such limit.
+    pub inodes: Option<fn(u64, u64) -> Vec<String>>,
+    /// Mount options.
+    pub options: &'static str,
+    /// Over how many images it goes.
+    pub devices: u64,
+    /// The smallest that can be made of it, in bytes.
+    pub least: u64,
+    /// What checks it without changing anything, and with which arguments before the image.
+    pub check: (Program, &'static [&'static str]),
+}
+
+/// Every kind, in the order of lists.
+pub(super) const ALL: &[&Kind] = &[
+    &dir::DIR,
+    &tmpfs::TMPFS,
+    &ext4::EXT4,
+    &xfs::XFS,
+    &btrfs::BTRFS,
+];
+
+pub(super) use dir::DIR;
+pub(super) use tmpfs::TMPFS;

@@ -1,0 +1,118 @@
+//! Programs of the machine: where they are, which package has them, what they say.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+/// A program and the Debian package that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub name: &'static str,
+    pub package: &'static str,
+}
+
+impl Program {
+    pub(super) const fn new(name: &'static str, package: &'static str) -> Self {
+        Self { name, package }
+    }
+
+    /// Where it is: on `PATH`, or where administrators' programs are, which an ordinary user's `PATH` often leaves out.
+    ///
+    /// # Errors
+    /// `NotFound` with the name of the package.
+    pub(super) fn find(self) -> io::Result<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+        std::env::split_paths(&path)
+            .filter(|dir| dir.is_absolute())
+            .chain(usual)
+            .map(|dir| dir.join(self.name))
+            .find(|file| {
+                file.metadata()
+                    .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+            })
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, self.missing()))
+    }
+
+    fn missing(self) -> String {
+        format!(
+            "{} is not installed; Debian's package is {}",
+            self.name, self.package
+        )
+    }
+
+    /// Runs it to its end, in the C locale, without input.
+    ///
+    /// # Errors
+    /// It is not installed or cannot be started.
+    pub(super) fn output<S: AsRef<OsStr>>(
+        self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> io::Result<Output> {
+        Command::new(self.find()?)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", self.name)))
+    }
+
+    /// The same, where any status but 0 is an error.
+    ///
+    /// # Errors
+    /// Those of [`Program::output`]; the status and the last lines of what it said.
+    pub(super) fn run<S: AsRef<OsStr>>(
+        self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> io::Result<()> {
+        let out = self.output(arguments)?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let said = last_lines(&out, 4).join("; ");
+        Err(io::Error::other(format!(
+            "{}: {}: {said}",
+            self.name, out.status
+        )))
+    }
+}
+
+/// The last lines that are not blank, of the output and then of the errors.
+pub(super) fn last_lines(out: &Output, count: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    for stream in [&out.stdout, &out.stderr] {
+        let text = String::from_utf8_lossy(stream);
+        let said = text.lines().map(str::trim).filter(|l| !l.is_empty());
+        lines.extend(said.map(str::to_string));
+    }
+    lines.split_off(lines.len().saturating_sub(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_told_with_its_package() {
+        let program = Program::new("mkfs.no-such", "no-such-progs");
+        let e = program.find().unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::NotFound);
+        assert_eq!(
+            e.to_string(),
+            "mkfs.no-such is not installed; Debian's package is no-such-progs"
+        );
+        assert_eq!(program.run([""]).unwrap_err().to_string(), e.to_string());
+    }
+
+    #[test]
+    fn what_a_failing_program_says_is_kept() {
+        let sh = Program::new("sh", "dash");
+        sh.run(["-c", "exit 0"]).unwrap();
+        let e = sh
+            .run(["-c", "echo one; echo two >&2; exit 3"])
+            .unwrap_err();
+        assert_eq!(e.to_string(), "sh: exit status: 3: one; two");
+    }
+}

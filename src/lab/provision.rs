@@ -1,0 +1,145 @@
+//! Making the place of a cell, and giving it back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::damage::{self, Damage};
+use super::kinds::Recipe;
+use super::own::Source;
+use super::stack::Stack;
+use super::{Backing, Fact, Place, Register};
+use crate::sys::kmsg::KernelLog;
+use crate::sys::mount::mounts_below;
+
+/// How often, and after what pauses, giving back is tried.
+const TRIES: usize = 10;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A place made for one cell.
+#[derive(Debug)]
+pub struct Provisioned {
+    /// The place; homes are made below its directory.
+    pub place: Place,
+    /// The filesystem the place is on, by the name the kernel's mount table gives it.
+    pub filesystem: String,
+    /// The directory made for it, which the register knows.
+    made: PathBuf,
+    stack: Stack,
+    /// The kernel's log from the moment before it was mounted.
+    log: Option<KernelLog>,
+}
+
+/// What came of giving back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct GivenBack {
+    /// What could not be given back, and why.
+    pub left: Vec<String>,
+    /// What the filesystem's checker and the kernel's log say is wrong with it.
+    pub damage: Vec<String>,
+    /// What could not be looked at, and trouble in the kernel's log that names no filesystem of the cell.
+    pub notes: Vec<String>,
+}
+
+impl GivenBack {
+    pub(super) fn add(&mut self, found: Damage) {
+        self.damage.extend(found.damage);
+        self.notes.extend(found.notes);
+    }
+}
+
+impl Provisioned {
+    /// Unmounts all of it, checks the filesystem for damage, removes it, and makes sure that nothing is left. Takes as long as the
+    /// filesystem's checker, some tens of milliseconds for a small one.
+    pub fn give_back(mut self, register: &Register) -> GivenBack {
+        let mut given = GivenBack::default();
+        let devices = self.stack.devices().to_vec();
+        match self.stack.unmount() {
+            Ok(()) => given.add(self.stack.check()),
+            Err(why) => given.left.push(why),
+        }
+        if let Some(log) = &mut self.log {
+            given.add(damage::complaints(log, &devices));
+        }
+        // The thread of a scenario that was given up may still be making files; it ends when its home is gone.
+        let mut tries = 0;
+        while let Err(why) = register.give_back(&self.made) {
+            tries += 1;
+            if tries == TRIES {
+                given.left.push(why);
+                return given;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        match mounts_below(&self.made) {
+            Ok(mounts) => given.left.extend(
+                mounts
+                    .first()
+                    .map(|m| format!("{}: still mounted", m.path.display())),
+            ),
+            Err(e) => given
+                .left
+                .push(format!("{}: list mounts: {e}", self.made.display())),
+        }
+        given
+    }
+}
+
+/// Makes a place: a marked directory of the run, in it whatever the backing is made of, probed. Images and mount points are in the
+/// temporary directory (`TMPDIR`).
+///
+/// # Errors
+/// Which step failed, with its path and errno; what is not installed, with its package.
+pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provisioned> {
+    let parent = match (&backing.path, backing.is_made()) {
+        (Some(path), _) => path.clone(),
+        (None, false) => std::env::current_dir()?,
+        (None, true) => std::env::temp_dir(),
+    };
+    if let Recipe::Image(image) = &backing.kind.recipe {
+        image.mkfs.find()?;
+    }
+    let said = |what: &str, e: io::Error| {
+        io::Error::new(e.kind(), format!("{what} {}: {e}", parent.display()))
+    };
+    let made = register
+        .make_dir(&parent)
+        .map_err(|e| said("make a directory in", e))?;
+    let result = (|| {
+        let log = KernelLog::from_now().ok();
+        let stack = Stack::make(backing.kind, &made, None)?;
+        let mut place =
+            Place::probe(stack.on(), backing.to_string()).map_err(|e| said("write in", e))?;
+        if backing.is_made() {
+            place.own = Some(Arc::new(Source::new(backing.kind, made.join("own"))));
+            place.facts.add(Fact::OwnBacking);
+        }
+        let filesystem = filesystem_of(&place.dir);
+        Ok(Provisioned {
+            place,
+            filesystem,
+            made: made.clone(),
+            stack,
+            log,
+        })
+    })();
+    if result.is_err() {
+        // Whatever cannot be given back now stays registered for `clean`.
+        let _ = register.give_back(&made);
+    }
+    result
+}
+
+/// The filesystem type of the mount that holds `dir`, from the mount table.
+fn filesystem_of(dir: &Path) -> String {
+    let mounts = mounts_below(Path::new("/")).unwrap_or_default();
+    let holds = mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, m)| dir.starts_with(&m.path));
+    // The longest path holds it; of several mounted on each other, the last.
+    let best = holds.max_by_key(|(i, m)| (m.path.as_os_str().len(), *i));
+    best.map_or_else(|| "unknown".to_string(), |(_, m)| m.fs_type.clone())
+}

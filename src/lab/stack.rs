@@ -1,0 +1,189 @@
+//! A filesystem made for a cell or a scenario: images, loop devices and mounts below one directory of the run.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Fresh;
+use super::damage::{self, Damage};
+use super::kinds::{Image, Kind, Recipe};
+use crate::sys::kmsg::KernelLog;
+use crate::sys::loopdev::{self, Attached};
+use crate::sys::mount::{MountFlags, mount, remount, umount_below};
+
+/// The size of a filesystem when none is asked for; the files behind it are sparse.
+const SIZE: u64 = 4 << 30;
+/// How long the last users of a loop device may take after it was unmounted.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What was made in a directory. Everything is below it, so that whoever gives the directory back finds all of it.
+#[derive(Debug)]
+pub(super) struct Stack {
+    kind: &'static Kind,
+    /// The directory that holds the images and the mount point.
+    base: PathBuf,
+    /// The options of a tmpfs.
+    limits: String,
+    /// The files behind the loop devices.
+    images: Vec<PathBuf>,
+    /// The loop devices that were mounted last.
+    devices: Vec<u32>,
+}
+
+impl Stack {
+    /// Makes the filesystem and mounts it at [`Stack::on`].
+    ///
+    /// # Errors
+    /// Which step failed and why. What was made until then is below `base`.
+    pub(super) fn make(
+        kind: &'static Kind,
+        base: &Path,
+        wanted: Option<&Fresh>,
+    ) -> io::Result<Self> {
+        let mut stack = Self {
+            kind,
+            base: base.to_path_buf(),
+            limits: "mode=0755".to_string(),
+            images: Vec::new(),
+            devices: Vec::new(),
+        };
+        fs::create_dir(stack.on())?;
+        match &kind.recipe {
+            Recipe::Dir => return Ok(stack),
+            Recipe::Tmpfs => {
+                if let Some(size) = wanted.and_then(|w| w.size) {
+                    stack.limits += &format!(",size={size}");
+                }
+                if let Some(inodes) = wanted.and_then(|w| w.inodes) {
+                    stack.limits += &format!(",nr_inodes={inodes}");
+                }
+            }
+            Recipe::Image(image) => stack.make_images(image, wanted)?,
+        }
+        stack.mount()?;
+        Ok(stack)
+    }
+
+    /// Where it is mounted.
+    pub(super) fn on(&self) -> PathBuf {
+        self.base.join("on")
+    }
+
+    /// The loop devices that hold it now.
+    pub(super) fn devices(&self) -> &[u32] {
+        &self.devices
+    }
+
+    fn make_images(&mut self, image: &Image, wanted: Option<&Fresh>) -> io::Result<()> {
+        let size = wanted.and_then(|w| w.size).unwrap_or(SIZE).max(image.least);
+        let mut arguments: Vec<String> = image.arguments.iter().map(ToString::to_string).collect();
+        if let Some(inodes) = wanted.and_then(|w| w.inodes) {
+            let limit = image.inodes.ok_or_else(|| {
+                let why = format!("{} has no limit of inodes", image.fs_type);
+                io::Error::new(io::ErrorKind::Unsupported, why)
+            })?;
+            arguments.extend(limit(size, inodes));
+        }
+        for i in 0..image.devices {
+            let path = self.base.join(format!("image{i}"));
+            File::create_new(&path)?.set_len(size / image.devices)?;
+            self.images.push(path);
+        }
+        let images = self.images.iter().map(|i| i.as_os_str().to_os_string());
+        image
+            .mkfs
+            .run(arguments.into_iter().map(Into::into).chain(images))
+    }
+
+    /// Mounts what is made.
+    ///
+    /// # Errors
+    /// No loop device, or the errno of mount(2) with what the kernel's log says about it.
+    pub(super) fn mount(&mut self) -> io::Result<()> {
+        let on = self.on();
+        let none = MountFlags::empty();
+        match &self.kind.recipe {
+            Recipe::Dir => Ok(()),
+            Recipe::Tmpfs => {
+                let source = Path::new("graphtest");
+                mount(source, &on, "tmpfs", none, self.limits.as_bytes())
+                    .map_err(|e| said(&format!("mount a tmpfs at {}", on.display()), e))
+            }
+            Recipe::Image(image) => {
+                let attached = self.attach()?;
+                self.devices = attached.iter().map(|a| a.number).collect();
+                let mut options = image.options.to_string();
+                for other in &attached[1..] {
+                    options += &format!(",device={}", other.node.display());
+                }
+                let options = options.trim_start_matches(',').as_bytes();
+                let mut log = KernelLog::from_now().ok();
+                mount(&attached[0].node, &on, image.fs_type, none, options).map_err(|e| {
+                    let why = damage::about(log.as_mut(), &self.devices);
+                    said(&format!("mount of {}", self.kind.name), e_with(e, &why))
+                })
+            }
+        }
+    }
+
+    fn attach(&self) -> io::Result<Vec<Attached>> {
+        let one = |image: &PathBuf| loopdev::attach(image, &self.base);
+        self.images.iter().map(one).collect()
+    }
+
+    /// Unmounts all of it, with what is mounted on it, and waits until the loop devices are free.
+    ///
+    /// # Errors
+    /// What still holds on to it.
+    pub(super) fn unmount(&mut self) -> Result<(), String> {
+        umount_below(&self.base).map_err(|e| e.to_string())?;
+        let until = Instant::now() + PATIENCE;
+        for (number, image) in self.devices.iter().zip(&self.images) {
+            while loopdev::file_behind(*number).as_deref() == Some(image) {
+                if Instant::now() > until {
+                    return Err(format!(
+                        "/dev/loop{number}: still in use, with {} behind it",
+                        image.display()
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.devices.clear();
+        Ok(())
+    }
+
+    /// Makes the filesystem itself read-only, or writable again.
+    ///
+    /// # Errors
+    /// `EBUSY` in words when something on it is open for writing.
+    pub(super) fn remount(&self, read_only: bool) -> io::Result<()> {
+        let flags = if read_only {
+            MountFlags::RDONLY
+        } else {
+            MountFlags::empty()
+        };
+        remount(&self.on(), flags).map_err(|e| said(&format!("remount of {}", self.kind.name), e))
+    }
+
+    /// Checks the images for damage, which must not be mounted.
+    pub(super) fn check(&self) -> Damage {
+        match &self.kind.recipe {
+            Recipe::Image(image) => damage::check(image, &self.images, &self.base),
+            _ => Damage::default(),
+        }
+    }
+}
+
+fn said(what: &str, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
+fn e_with(e: io::Error, log: &[String]) -> io::Error {
+    if log.is_empty() {
+        return e;
+    }
+    let kind = e.kind();
+    io::Error::new(kind, format!("{e}; the kernel's log: {}", log.join("; ")))
+}

@@ -1,0 +1,122 @@
+//! Backings as a whole: made, used, looked at, given back.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Backing, Fact, Fresh, Provisioned, Register, provision};
+use crate::sys::loopdev;
+
+fn root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "run as root: sudo -E env PATH=\"$PATH\" cargo test"
+    );
+}
+
+/// A register in a directory of the test's own.
+struct Bench {
+    tmp: tempfile::TempDir,
+    register: Register,
+}
+
+impl Bench {
+    fn new() -> Self {
+        root();
+        let tmp = tempfile::tempdir().unwrap();
+        let register = Register::open(&tmp.path().join("state")).unwrap();
+        Self { tmp, register }
+    }
+
+    fn provision(&self, name: &str) -> Provisioned {
+        provision(&name.parse::<Backing>().unwrap(), &self.register).unwrap()
+    }
+
+    fn end(self) {
+        let id = self.register.id().to_string();
+        assert_eq!(
+            self.register.close().unwrap(),
+            Vec::<std::path::PathBuf>::new()
+        );
+        let loops = loopdev::attached().unwrap();
+        let of_it = |p: &Path| p.to_string_lossy().contains(&id);
+        assert!(!loops.iter().any(|(_, p)| of_it(p)), "{loops:?}");
+        drop(self.tmp);
+    }
+}
+
+#[test]
+fn every_filesystem_is_made_used_checked_and_given_back() {
+    let bench = Bench::new();
+    for name in ["ext4", "xfs", "btrfs"] {
+        let made = bench.provision(name);
+        assert_eq!(made.filesystem, name);
+        assert_eq!(made.place.backing, name);
+        assert!(made.place.facts.has(Fact::OwnBacking));
+        fs::write(made.place.dir.join("file"), vec![7; 1 << 20]).unwrap();
+        let given = made.give_back(&bench.register);
+        assert_eq!(given, super::GivenBack::default(), "{name}");
+    }
+    bench.end();
+}
+
+#[test]
+fn a_fresh_one_can_be_filled_and_the_cell_goes_on() {
+    let bench = Bench::new();
+    for name in ["tmpfs", "ext4", "xfs", "btrfs"] {
+        let made = bench.provision(name);
+        let wanted = Fresh {
+            size: Some(64 << 20),
+            inodes: None,
+        };
+        let own = made.place.fresh(&wanted).unwrap();
+        assert_ne!(own.place.dir, made.place.dir);
+        let file = fs::File::create(own.place.dir.join("big")).unwrap();
+        let full = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 2 << 30);
+        assert!(full.is_err(), "{name}: {full:?}");
+        drop(file);
+        fs::write(made.place.dir.join("file"), "x").unwrap();
+        own.remount(true).unwrap();
+        let e = fs::write(own.place.dir.join("other"), "x").unwrap_err();
+        assert_eq!(e.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        own.remount(false).unwrap();
+        fs::write(own.place.dir.join("other"), "x").unwrap_or_else(|e| {
+            assert_eq!(e.kind(), std::io::ErrorKind::StorageFull);
+        });
+        assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
+        // One that is dropped goes too, and one that is forgotten goes with the cell.
+        drop(made.place.fresh(&wanted).unwrap());
+        std::mem::forget(made.place.fresh(&wanted).unwrap());
+        assert_eq!(
+            made.give_back(&bench.register),
+            super::GivenBack::default(),
+            "{name}"
+        );
+    }
+    bench.end();
+}
+
+#[test]
+fn inodes_are_limited_where_there_is_a_limit() {
+    let bench = Bench::new();
+    let wanted = Fresh {
+        size: Some(300 << 20),
+        inodes: Some(2000),
+    };
+    for (name, most) in [("tmpfs", 2000), ("ext4", 2600), ("xfs", 6500)] {
+        let made = bench.provision(name);
+        let own = made.place.fresh(&wanted).unwrap();
+        let mut count = 0;
+        while fs::create_dir(own.place.dir.join(count.to_string())).is_ok() {
+            count += 1;
+            assert!(count <= most, "{name}: no end");
+        }
+        assert!(count > 1000, "{name}: {count}");
+        assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
+        let _ = made.give_back(&bench.register);
+    }
+    let made = bench.provision("btrfs");
+    let why = made.place.fresh(&wanted).unwrap_err();
+    assert_eq!(why.kind(), std::io::ErrorKind::Unsupported, "{why}");
+    let _ = made.give_back(&bench.register);
+    bench.end();
+}
