@@ -46,6 +46,10 @@ named! {
         Reflink = "reflink";
         /// A scenario can have a filesystem of the place's kind for itself.
         OwnBacking = "own-backing";
+        /// The power of a filesystem that a scenario has for itself can be cut.
+        PowerCut = "power-cut";
+        /// A filesystem that a scenario has for itself can be given a limit of inodes.
+        InodeLimit = "inode-limit";
     }
 }
 
@@ -141,7 +145,10 @@ fn try_out(fact: Fact, at: &Path, time_step_nanos: u32) -> Result<(), String> {
         Fact::Overlayfs => overlay(at),
         Fact::Ptrace => ptrace(),
         Fact::Reflink => reflink(at),
-        Fact::OwnBacking => Err("the place was not made for the run".to_string()),
+        // Those that make the place know.
+        Fact::OwnBacking | Fact::PowerCut | Fact::InodeLimit => {
+            Err("no filesystem of this kind can be made".to_string())
+        }
     }
 }
 

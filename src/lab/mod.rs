@@ -6,6 +6,7 @@ mod facts;
 mod kinds;
 mod made;
 mod own;
+mod power;
 mod program;
 mod provision;
 mod stack;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 pub use backing::Backing;
 pub use facts::{Fact, Facts};
 pub use made::{Cleaned, Register, clean, dead_runs, state_dir};
-pub use own::{Fresh, OwnBacking};
+pub use own::{Fresh, Journal, OwnBacking};
 pub use provision::{GivenBack, Provisioned, provision};
 
 /// A directory in which homes of a driver under test are made, with what was found out about it.

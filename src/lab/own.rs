@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::kinds::Kind;
 use super::stack::Stack;
 use super::{Fact, GivenBack, Place};
+pub use crate::sys::fsctl::Journal;
 use crate::sys::mount::umount_below;
 use crate::sys::remove::remove_tree;
 
@@ -46,7 +47,7 @@ pub struct OwnBacking {
     /// The place on it; homes are made below its directory.
     pub place: Place,
     base: PathBuf,
-    stack: Stack,
+    stack: Mutex<Stack>,
     given_back: bool,
 }
 
@@ -77,7 +78,7 @@ impl Place {
         Ok(OwnBacking {
             place,
             base,
-            stack,
+            stack: Mutex::new(stack),
             given_back: false,
         })
     }
@@ -89,7 +90,21 @@ impl OwnBacking {
     /// # Errors
     /// `EBUSY` when a file on it is open for writing.
     pub fn remount(&self, read_only: bool) -> io::Result<()> {
-        self.stack.remount(read_only)
+        self.stack().remount(read_only)
+    }
+
+    /// Cuts its power: what is not on the disk yet is lost, but for the journal when it is [`Journal::Flushed`]. Then calls `let_go`, after
+    /// which nobody may have anything open on it, takes away whatever is mounted on it, mounts it again, as after a crash, and
+    /// checks that it is whole. Possible when the place has the fact `power-cut`.
+    ///
+    /// # Errors
+    /// `Unsupported` on a kind that does not outlive it; what still uses it; what its checker says; why it cannot be mounted.
+    pub fn cut_power(&self, journal: Journal, let_go: impl FnOnce()) -> io::Result<()> {
+        self.stack().cut_power(journal, let_go)
+    }
+
+    fn stack(&self) -> MutexGuard<'_, Stack> {
+        self.stack.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Leaves it in place until the place it was made at is given back.
@@ -105,10 +120,13 @@ impl OwnBacking {
     fn take_away(&mut self, check: bool) -> GivenBack {
         self.given_back = true;
         let mut given = GivenBack::default();
-        match self.stack.unmount() {
-            Ok(()) if check => given.add(self.stack.check()),
-            Ok(()) => {}
-            Err(why) => given.left.push(why),
+        {
+            let mut stack = self.stack();
+            match stack.unmount() {
+                Ok(()) if check => given.add(stack.check()),
+                Ok(()) => {}
+                Err(why) => given.left.push(why),
+            }
         }
         if let Err(e) = remove_tree(&self.base) {
             given.left.push(format!("{}: {e}", self.base.display()));

@@ -9,7 +9,7 @@ use super::damage::{self, Damage};
 use super::kinds::Recipe;
 use super::own::Source;
 use super::stack::Stack;
-use super::{Backing, Fact, Place, Register};
+use super::{Backing, Place, Register};
 use crate::sys::kmsg::KernelLog;
 use crate::sys::mount::mounts_below;
 
@@ -114,7 +114,9 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
             Place::probe(stack.on(), backing.to_string()).map_err(|e| said("write in", e))?;
         if backing.is_made() {
             place.own = Some(Arc::new(Source::new(backing.kind, made.join("own"))));
-            place.facts.add(Fact::OwnBacking);
+            for &fact in backing.kind.own_facts() {
+                place.facts.add(fact);
+            }
         }
         let filesystem = filesystem_of(&place.dir);
         Ok(Provisioned {

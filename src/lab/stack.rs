@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use super::Fresh;
 use super::damage::{self, Damage};
 use super::kinds::{Image, Kind, Recipe};
+use super::power;
+use crate::sys::fsctl::{Journal, forget_btrfs};
 use crate::sys::kmsg::KernelLog;
 use crate::sys::loopdev::{self, Attached};
 use crate::sys::mount::{MountFlags, mount, remount, umount_below};
@@ -137,8 +139,10 @@ impl Stack {
     /// # Errors
     /// What still holds on to it.
     pub(super) fn unmount(&mut self) -> Result<(), String> {
-        umount_below(&self.base).map_err(|e| e.to_string())?;
         let until = Instant::now() + PATIENCE;
+        let held = self.hold();
+        umount_below(&self.base).map_err(|e| e.to_string())?;
+        forget(held, until);
         for (number, image) in self.devices.iter().zip(&self.images) {
             while loopdev::file_behind(*number).as_deref() == Some(image) {
                 if Instant::now() > until {
@@ -152,6 +156,57 @@ impl Stack {
         }
         self.devices.clear();
         Ok(())
+    }
+
+    /// Opens the loop devices of a btrfs, so that nobody gets them before the kernel has forgotten what was on them: it would take a
+    /// filesystem for the one that it knew under the same id, or refuse it.
+    fn hold(&self) -> Vec<(PathBuf, File)> {
+        if !self.is_btrfs() {
+            return Vec::new();
+        }
+        let open = |number: &u32| {
+            let node = loopdev::node_of(*number, &self.base).ok()?;
+            File::open(&node).ok().map(|file| (node, file))
+        };
+        self.devices.iter().filter_map(open).collect()
+    }
+
+    fn is_btrfs(&self) -> bool {
+        matches!(&self.kind.recipe, Recipe::Image(image) if image.fs_type == "btrfs")
+    }
+
+    /// Whether a cut of its power leaves anything.
+    pub(super) fn outlives_power(kind: &Kind) -> bool {
+        matches!(kind.recipe, Recipe::Image(_))
+    }
+
+    /// Cuts the power, mounts it again and checks it; see [`super::OwnBacking::cut_power`].
+    ///
+    /// # Errors
+    /// What cannot be done, or is damaged.
+    pub(super) fn cut_power(&mut self, journal: Journal, let_go: impl FnOnce()) -> io::Result<()> {
+        if !Self::outlives_power(self.kind) {
+            let why = format!("{} does not outlive a cut of its power", self.kind.name);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        let copies = power::cut(&self.on(), &self.images, self.is_btrfs(), journal)
+            .map_err(|e| said("cut of the power", e))?;
+        let_go();
+        self.unmount().map_err(io::Error::other)?;
+        if let Some(copies) = copies {
+            for (image, copy) in self.images.iter().zip(&copies) {
+                fs::rename(copy, image)?;
+            }
+        }
+        // The checkers want a journal that has been replayed, which is what mounting does.
+        self.mount()?;
+        self.unmount().map_err(io::Error::other)?;
+        let damage = self.check().damage;
+        if !damage.is_empty() {
+            let why = format!("damaged by a cut of its power: {}", damage.join("; "));
+            return Err(io::Error::other(why));
+        }
+        self.mount()
     }
 
     /// Makes the filesystem itself read-only, or writable again.
@@ -172,6 +227,16 @@ impl Stack {
         match &self.kind.recipe {
             Recipe::Image(image) => damage::check(image, &self.images, &self.base),
             _ => Damage::default(),
+        }
+    }
+}
+
+/// Makes the kernel forget the btrfs on devices that are held open, as soon as it is not mounted any more.
+fn forget(held: Vec<(PathBuf, File)>, until: Instant) {
+    for (node, _open) in held {
+        // Not being able to is no harm: the kernel then keeps a line of memory.
+        while matches!(forget_btrfs(&node), Ok(false)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

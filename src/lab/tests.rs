@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Backing, Fact, Fresh, Provisioned, Register, provision};
+use super::{Backing, Fact, Fresh, Journal, Provisioned, Register, provision};
 use crate::sys::loopdev;
 
 fn root() {
@@ -117,6 +117,48 @@ fn inodes_are_limited_where_there_is_a_limit() {
     let made = bench.provision("btrfs");
     let why = made.place.fresh(&wanted).unwrap_err();
     assert_eq!(why.kind(), std::io::ErrorKind::Unsupported, "{why}");
+    let _ = made.give_back(&bench.register);
+    bench.end();
+}
+
+#[test]
+fn a_cut_of_power_keeps_what_was_synced() {
+    let bench = Bench::new();
+    for name in ["ext4", "xfs", "btrfs"] {
+        let made = bench.provision(name);
+        assert!(made.place.facts.has(Fact::PowerCut));
+        let wanted = Fresh {
+            size: None,
+            inodes: None,
+        };
+        let own = made.place.fresh(&wanted).unwrap();
+        let at = |file: &str| own.place.dir.join(file);
+        fs::write(at("synced"), "kept").unwrap();
+        rustix::fs::syncfs(fs::File::open(&own.place.dir).unwrap()).unwrap();
+        fs::write(at("lost"), "not kept").unwrap();
+        let held = fs::File::open(at("synced")).unwrap();
+        own.cut_power(Journal::Lost, || drop(held)).unwrap();
+        assert_eq!(fs::read(at("synced")).unwrap(), b"kept");
+        assert!(!at("lost").exists(), "{name}");
+        fs::write(at("named"), vec![7; 100_000]).unwrap();
+        own.cut_power(Journal::Flushed, || ()).unwrap();
+        assert!(at("named").exists(), "{name}");
+        assert_ne!(fs::read(at("named")).unwrap(), vec![7; 100_000], "{name}");
+        assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
+        let given = made.give_back(&bench.register);
+        assert_eq!(given, super::GivenBack::default(), "{name}");
+    }
+    let made = bench.provision("tmpfs");
+    let wanted = Fresh {
+        size: None,
+        inodes: None,
+    };
+    let e = made
+        .place
+        .fresh(&wanted)
+        .unwrap()
+        .cut_power(Journal::Lost, || ());
+    assert_eq!(e.unwrap_err().kind(), std::io::ErrorKind::Unsupported);
     let _ = made.give_back(&bench.register);
     bench.end();
 }

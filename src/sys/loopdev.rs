@@ -157,7 +157,10 @@ fn empty_info() -> LoopInfo {
 }
 
 /// The node of a loop device: the machine's, or one made in `nodes`.
-fn node_of(number: u32, nodes: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// There is none, and none can be made.
+pub fn node_of(number: u32, nodes: &Path) -> io::Result<PathBuf> {
     let device = makedev(MAJOR, number);
     let usual = PathBuf::from(format!("/dev/loop{number}"));
     if fs::metadata(&usual).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device) {

@@ -3,6 +3,7 @@
 pub mod copy;
 pub mod errno;
 pub mod fs;
+pub mod fsctl;
 pub mod identity;
 pub mod kmsg;
 pub mod loopdev;

@@ -8,7 +8,7 @@ use rustix::fs::statvfs;
 use super::call::{Done, Fail};
 use crate::graphtest::scenario::OwnBacking;
 use crate::graphtest::step::{Access, Keeps};
-use crate::lab::{self, Fresh, Place};
+use crate::lab::{self, Fresh, Journal, Place};
 
 /// A filesystem made for one run of a scenario, of the kind that the cell's homes lie on.
 #[derive(Debug)]
@@ -73,8 +73,14 @@ impl Own {
     }
 
     /// Cuts its power, lets go of what is open on it, and mounts it again.
-    pub fn cut_power(&self, _: Keeps, _: impl FnOnce()) -> Done {
-        Err(Fail::new("its power cannot be cut"))
+    pub fn cut_power(&self, keeps: Keeps, let_go: impl FnOnce()) -> Done {
+        let journal = match keeps {
+            Keeps::Nothing => Journal::Lost,
+            Keeps::Metadata => Journal::Flushed,
+        };
+        self.made
+            .cut_power(journal, let_go)
+            .map_err(|e| Fail::new(format!("the power of the backing: {e}")))
     }
 
     /// Leaves it in place, with the cell's.

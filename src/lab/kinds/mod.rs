@@ -6,6 +6,7 @@ mod ext4;
 mod tmpfs;
 mod xfs;
 
+use super::Fact;
 use super::program::Program;
 
 /// One kind of backing.
@@ -49,6 +50,18 @@ pub(super) struct Image {
     pub least: u64,
     /// What checks it without changing anything, and with which arguments before the image.
     pub check: (Program, &'static [&'static str]),
+}
+
+impl Kind {
+    /// What a filesystem that a scenario has for itself can do.
+    pub(super) fn own_facts(&self) -> &'static [Fact] {
+        match &self.recipe {
+            Recipe::Dir => &[],
+            Recipe::Tmpfs => &[Fact::OwnBacking, Fact::InodeLimit],
+            Recipe::Image(Image { inodes: None, .. }) => &[Fact::OwnBacking, Fact::PowerCut],
+            Recipe::Image(_) => &[Fact::OwnBacking, Fact::PowerCut, Fact::InodeLimit],
+        }
+    }
 }
 
 /// Every kind, in the order of lists.

@@ -1,0 +1,77 @@
+//! What a mounted filesystem can be told by ioctl: to stop at once, to commit, to forget a device.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
+
+/// `FS_IOC_SHUTDOWN`, also known as `XFS_IOC_GOINGDOWN`.
+const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
+/// `BTRFS_IOC_START_SYNC` and `BTRFS_IOC_WAIT_SYNC` of linux/btrfs.h.
+const START_SYNC: Opcode = opcode::read::<u64>(0x94, 24);
+const WAIT_SYNC: Opcode = opcode::write::<u64>(0x94, 22);
+/// `BTRFS_IOC_FORGET_DEV`, since Linux 5.5.
+const FORGET_DEV: Opcode = opcode::write::<VolArgs>(0x94, 5);
+
+/// What a filesystem does with its journal before it stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journal {
+    /// It is written first (`FLAGS_LOGFLUSH`).
+    Flushed = 1,
+    /// What is not on the disk yet is lost (`FLAGS_NOLOGFLUSH`).
+    Lost = 2,
+}
+
+/// Stops the filesystem that holds `dir`, as a loss of power would: nothing reaches its device from now on, and every call on it
+/// fails with `EIO`.
+///
+/// # Errors
+/// `ENOTTY` when it cannot be stopped (btrfs before Linux 6.19, tmpfs), `EPERM`.
+pub fn shut_down(dir: &File, journal: Journal) -> io::Result<()> {
+    // SAFETY: the kernel reads a u32, whatever the direction in the opcode says.
+    Ok(unsafe { ioctl(dir, Setter::<SHUTDOWN, u32>::new(journal as u32)) }?)
+}
+
+/// Commits what a btrfs has in memory of its trees, but not the data of files that it has not begun to write.
+///
+/// # Errors
+/// `ENOTTY` on another filesystem, `EIO`.
+pub fn commit_btrfs(dir: &File) -> io::Result<()> {
+    // SAFETY: BTRFS_IOC_START_SYNC writes the number of the transaction, which BTRFS_IOC_WAIT_SYNC reads.
+    let transaction = unsafe { ioctl(dir, Getter::<START_SYNC, u64>::new()) }?;
+    // SAFETY: as above.
+    Ok(unsafe { ioctl(dir, Setter::<WAIT_SYNC, u64>::new(transaction)) }?)
+}
+
+/// `struct btrfs_ioctl_vol_args` of linux/btrfs.h.
+#[repr(C)]
+struct VolArgs {
+    fd: i64,
+    name: [u8; 4088],
+}
+
+/// Makes the kernel forget that a device, by its node, holds a btrfs that is not mounted; false while it is mounted.
+///
+/// # Errors
+/// No btrfs in the kernel, or no permission. That nothing was known of the device is success.
+pub fn forget_btrfs(node: &Path) -> io::Result<bool> {
+    let mut arguments = VolArgs {
+        fd: 0,
+        name: [0; 4088],
+    };
+    let name = node.as_os_str().as_bytes();
+    let room = arguments.name.get_mut(..name.len());
+    room.ok_or(Errno::NAMETOOLONG)?.copy_from_slice(name);
+    let control = File::open("/dev/btrfs-control")?;
+    // SAFETY: BTRFS_IOC_FORGET_DEV reads a struct btrfs_ioctl_vol_args.
+    match unsafe { ioctl(&control, Setter::<FORGET_DEV, VolArgs>::new(arguments)) } {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::BUSY) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
