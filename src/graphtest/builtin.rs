@@ -21,6 +21,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "recovery",
     "selection",
     "views",
+    "quotas",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

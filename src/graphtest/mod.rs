@@ -8,6 +8,7 @@ pub mod filter;
 pub mod harness;
 pub mod known;
 mod lang;
+mod limits;
 pub mod load;
 pub mod mutant;
 pub mod needs;

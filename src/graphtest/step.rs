@@ -15,8 +15,8 @@ mod check;
 mod values;
 
 pub use values::{
-    Access, ApplySize, ArchiveEntry, BackingWord, DriverWord, ErrorSpec, Expect, HomeMove,
-    HomeWord, Ignore, Keeps, Pattern, Restart, Room,
+    Access, ApplySize, ArchiveEntry, BackingWord, DriverWord, ErrorSpec, Expect, GuardWord,
+    HomeMove, Ignore, Keeps, Pattern, Restart, Room,
 };
 
 macro_rules! steps {
@@ -271,8 +271,8 @@ steps! {
     };
     /// The umask for the rest of the scenario.
     Umask, UmaskStep, "umask" (/** Permission bits. */ mask: crate::tree::op::Mode) {};
-    /// The driver's home is the same after some steps as before.
-    Guard, GuardStep, "guard" (/** The home. */ home: HomeWord) {
+    /// The driver's home, or the limits that the scenario's own backing has on record, are the same after some steps as before.
+    Guard, GuardStep, "guard" (/** What is the same. */ what: GuardWord) {
         /// The steps.
         body: Vec<Step> = "do",
     };
@@ -299,6 +299,21 @@ steps! {
         /// Only the steps are cut short, not the start of the driver before them.
         started: bool = "started",
     };
+    /// How much can be written into a layer.
+    Limit, LimitStep, "limit" (/** The layer. */ id: String) {
+        /// So many bytes can be written.
+        at_least: Size = "at-least",
+        /// Not more than so many; left out: there may be no limit.
+        at_most: Option<Size> = "at-most",
+        /// In so many threads, a file each; left out: one.
+        writers: Option<u32> = "writers",
+        /// With CAP_SYS_RESOURCE, to which some filesystems refuse nothing.
+        privileged: bool = "privileged",
+        /// What was written stays.
+        keep: bool = "keep",
+    };
+    /// Somebody else sets a limit on a directory of the scenario's own backing.
+    ForeignLimit, ForeignLimitStep, "foreign-limit" (/** The limit. */ size: Size) {};
     /// Fills what the scenario's own backing has left.
     Fill, FillStep, "fill" (/** What is filled. */ what: Room) {
         /// So much stays free: bytes, or a number of files; left out: nothing.

@@ -191,6 +191,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Remove(s) => note(into, &s.id, true),
             Action::In(s) => note(into, &s.id, !s.read_only),
             Action::Apply(s) => note(into, &s.id, true),
+            Action::Limit(s) => note(into, &s.id, true),
             Action::TarSplit(s) => note(into, &s.id, true),
             Action::Exists(s) => note(into, &s.id, false),
             Action::Get(s) => note(into, &s.id, false),
@@ -232,6 +233,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             | Action::Home(_)
             | Action::Init(_)
             | Action::Corrupt(_)
+            | Action::ForeignLimit(_)
             | Action::Fill(_)
             | Action::Free(_)
             | Action::Remount(_)

@@ -11,6 +11,7 @@ mod lifecycle;
 mod many;
 mod own;
 mod power;
+mod quota;
 mod restart;
 mod select;
 mod space;
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::event::Outcome;
-use super::needs::Need;
+use super::needs::{Need, NeedKind};
 use super::outcome::{CaseReport, Failure, Progress};
 use super::requirement::Requirement;
 use super::scenario::Case;
@@ -163,6 +164,9 @@ fn run_in(
     limits: &RunLimits,
     dir: &std::path::Path,
 ) -> Result<Option<String>, Fail> {
+    if let Some(reason) = unclaimed(target, case, dir) {
+        return Ok(Some(reason));
+    }
     let own = match case
         .backing
         .as_ref()
@@ -185,6 +189,23 @@ fn run_in(
         }
         None => result,
     }
+}
+
+/// Why the driver does not meet the needs of a case with a backing of its own. What it does not claim on the cell's place it does not
+/// claim on another of the same kind, and asking takes less time than making one.
+fn unclaimed(target: &dyn Target, case: &Case, dir: &std::path::Path) -> Option<String> {
+    let of_driver = |n: &Need| !matches!(n.kind, NeedKind::Fact(_));
+    if case.backing.is_none() || !case.needs.iter().any(of_driver) {
+        return None;
+    }
+    let home = dir.join("asked");
+    std::fs::create_dir(&home).ok()?;
+    let driver = target.init(&home, &[]).ok()?;
+    let claims = driver.capabilities();
+    // A driver that cannot clean up shows that in its scenarios.
+    let _ = driver.cleanup();
+    let unmet = |n: &Need| n.unmet_by_driver(&claims, target.layout());
+    case.needs.iter().find_map(unmet)
 }
 
 fn run_on(

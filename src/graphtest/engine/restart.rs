@@ -9,7 +9,7 @@ use super::call::{Done, Fail};
 use super::state::HomeState;
 use super::world::World;
 use crate::graphtest::step::{
-    CleanupStep, CorruptStep, Expect, GuardStep, InitStep, Restart, RestartStep,
+    CleanupStep, CorruptStep, Expect, GuardStep, GuardWord, InitStep, Restart, RestartStep,
 };
 use crate::sys;
 use crate::tree::{ScanOptions, scan_path};
@@ -63,6 +63,9 @@ impl World<'_> {
     }
 
     pub fn guard(&mut self, s: &GuardStep) -> Done {
+        if s.what == GuardWord::Limits {
+            return self.guard_limits(&s.body);
+        }
         let before = HomeState::of(&self.home)?;
         self.run(&s.body)?;
         before.compare(&self.home)

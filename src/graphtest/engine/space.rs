@@ -33,7 +33,7 @@ fn ballast(own: &Own, what: Room) -> PathBuf {
 }
 
 /// Whether the kernel says that there is no room left, of the disk or of a quota.
-fn is_full(e: Errno) -> bool {
+pub(super) fn is_full(e: Errno) -> bool {
     matches!(e, Errno::NOSPC | Errno::DQUOT)
 }
 

@@ -171,6 +171,8 @@ impl<'a> World<'a> {
             Action::Guard(s) => self.guard(s),
             Action::Corrupt(s) => self.corrupt(s),
             Action::Kill(s) => self.kill(s),
+            Action::Limit(s) => self.limit(s, expect),
+            Action::ForeignLimit(s) => self.foreign_limit(s),
             Action::Fill(s) => self.fill(s),
             Action::Free(s) => self.free(s),
             Action::Full(s) => self.full(s),

@@ -4,7 +4,7 @@ use schemars::SchemaGenerator;
 
 use crate::graphtest::lang::{Cx, Fields, Part, object};
 use crate::graphtest::scenario::OwnBacking;
-use crate::graphtest::step::{Action, Step};
+use crate::graphtest::step::{Action, GuardWord, Step};
 use crate::graphtest::yaml::Node;
 use crate::tree::op::Size;
 
@@ -38,15 +38,20 @@ pub(super) fn misplaced(steps: &[Step], outermost: bool, cx: &mut Cx) {
 /// What fills a filesystem, mounts it otherwise or cuts its power is for one that the scenario has to itself.
 pub(super) fn needs_backing(steps: &[Step], cx: &mut Cx) {
     for step in steps {
-        if matches!(
-            step.action,
-            Action::Fill(_)
-                | Action::Free(_)
-                | Action::Full(_)
-                | Action::Remount(_)
-                | Action::Sync(_)
-                | Action::CutPower(_)
-        ) {
+        let limits =
+            matches!(&step.action, Action::Guard(guard) if guard.what == GuardWord::Limits);
+        if limits
+            || matches!(
+                step.action,
+                Action::ForeignLimit(_)
+                    | Action::Fill(_)
+                    | Action::Free(_)
+                    | Action::Full(_)
+                    | Action::Remount(_)
+                    | Action::Sync(_)
+                    | Action::CutPower(_)
+            )
+        {
             let verb = step.action.verb();
             cx.wrong(
                 step.at.line,

@@ -11,6 +11,7 @@ mod files;
 mod mounts;
 mod persist;
 mod put;
+mod quota;
 mod recipe;
 mod report;
 mod select;

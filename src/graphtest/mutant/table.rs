@@ -2,7 +2,7 @@
 
 use super::recipe::Recipe;
 use super::select::SelectBug;
-use super::{Make, Mutant, calls, child, mounts, persist, put, report, stream, transfer};
+use super::{Make, Mutant, calls, child, mounts, persist, put, quota, report, stream, transfer};
 
 macro_rules! mutants {
     ($($name:literal $about:literal $make:expr;)*) => {
@@ -236,6 +236,19 @@ mutants! {
 
     // views
     "view-writable" "A layer that has children is handed out as a writable copy." Bug(mounts::ViewWritable::make);
+
+    // quotas
+    "quota-ignored" "The size of a layer is passed over." Bug(quota::ignored);
+    "quota-halved" "A layer takes half of its size." Bug(quota::halved);
+    "quota-inherited" "A child of a layer with a size has it too." Bug(quota::inherited);
+    "quota-shared" "Layers with a size share one limit." Bug(quota::shared);
+    "quota-counts-parent" "What lies below a layer counts towards its size." Bug(quota::with_parent);
+    "quota-forgets-parent" "What a layer has of its parent does not count towards its size." Bug(quota::without_parent);
+    "quota-bad-size-passed-over" "A size that is none is passed over." Bug(quota::BadSizePassedOver::make);
+    "quota-lost-on-restart" "A restart lifts all limits." Bug(quota::LostOnRestart::make);
+    "quota-leaked" "The limit of a layer that is gone stays on record." Bug(quota::Leaked::make);
+    "quota-foreign-lifted" "Removing a layer lifts the limits of everybody." Bug(quota::ForeignLifted::make);
+    "quota-full-not-removed" "A layer that is full cannot be removed." Bug(quota::FullNotRemoved::make);
 
     // selection
     "prior-state-ignored" "State of a driver in the storage root does not count." Select(SelectBug::PriorIgnored);

@@ -123,8 +123,8 @@ words!(
     DriverWord { /** The driver of the scenario. */ Driver = "driver" }
 );
 words!(
-    /// The one subject of `guard:`.
-    HomeWord { /** The driver's home. */ Home = "home" }
+    /// What `guard:` looks at.
+    GuardWord { /** The driver's home. */ Home = "home", /** The limits on record. */ Limits = "limits" }
 );
 words!(
     /// How a driver ends before it is started again.

@@ -1,0 +1,230 @@
+//! Steps on the limits of layers: limit, foreign-limit, and the guard of what is on record.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT, fstat, syncfs, utimensat};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+use super::call::{Done, Fail};
+use super::space::is_full;
+use super::world::World;
+use crate::graphtest::limits::Limits;
+use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, Step};
+
+/// What is written at once.
+const PIECE: usize = 64 << 10;
+
+/// What came of writing until it was refused, or until there was enough.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    bytes: u64,
+    refused: bool,
+}
+
+/// How writers go about it.
+#[derive(Clone, Copy, Debug)]
+struct Writers {
+    threads: u32,
+    /// With CAP_SYS_RESOURCE, to which some filesystems refuse nothing.
+    privileged: bool,
+}
+
+impl World<'_> {
+    pub fn limit(&mut self, s: &LimitStep, expect: &Expect) -> Done {
+        let writers = Writers {
+            threads: s.writers.unwrap_or(1),
+            privileged: s.privileged,
+        };
+        let (least, most) = (s.at_least.0, s.at_most.as_ref().map(|most| most.0));
+        let done = self.inside(&s.id, expect, |_, root, path| {
+            let wrong = |e: io::Error| Fail::new(format!("{} cannot be written to: {e}", s.id));
+            let before = fstat(root).map_err(|e| wrong(e.into()))?;
+            let names: Vec<PathBuf> = (0..writers.threads)
+                .map(|n| path.join(format!("written-{n}")))
+                .collect();
+            let judge = |written: Written| judge(&s.id, written, least, most);
+            judge(write(&names, writers, most.unwrap_or(least)).map_err(wrong)?)?;
+            if s.keep {
+                return Ok(());
+            }
+            remove(root, &names).map_err(wrong)?;
+            if most.is_some() {
+                // What was deleted can be written again.
+                let again = write(&names, writers, least).map_err(wrong)?;
+                judge(again).map_err(|f| f.context("once more, after all was deleted"))?;
+                remove(root, &names).map_err(wrong)?;
+            }
+            let times = Timestamps {
+                last_access: rustix::fs::Timespec {
+                    tv_sec: 0,
+                    tv_nsec: UTIME_OMIT,
+                },
+                last_modification: rustix::fs::Timespec {
+                    tv_sec: before.st_mtime,
+                    tv_nsec: before.st_mtime_nsec as _,
+                },
+            };
+            utimensat(root, "", &times, AtFlags::EMPTY_PATH).map_err(|e| wrong(e.into()))
+        })?;
+        if done.is_some() && s.keep {
+            self.layers.forget_tree(&s.id);
+        }
+        Ok(())
+    }
+
+    pub fn foreign_limit(&mut self, s: &ForeignLimitStep) -> Done {
+        let dir = self.own()?.dir().join(format!("foreign-{}", self.scratch));
+        self.scratch += 1;
+        self.limits_on_record()?
+            .make_foreign(&dir, s.size.0)
+            .map_err(|e| Fail::new(format!("no foreign limit can be set: {e}")))
+    }
+
+    fn limits_on_record(&mut self) -> Done<Limits> {
+        let node = self.scratch_path("node");
+        let dir = self.own()?.dir();
+        Limits::of(dir, &node)
+            .map_err(|e| Fail::new(format!("the filesystem's limits cannot be read: {e}")))
+    }
+
+    /// What is on record must be the same after steps as before.
+    pub fn guard_limits(&mut self, body: &[Step]) -> Done {
+        let limits = self.limits_on_record()?;
+        let all = || {
+            limits
+                .all()
+                .map_err(|e| Fail::new(format!("the filesystem's limits cannot be read: {e}")))
+        };
+        let before = all()?;
+        self.run(body)?;
+        let after = all()?;
+        let mut lines = Vec::new();
+        for (number, limit) in &before {
+            match after.get(number) {
+                Some(now) if now == limit => {}
+                Some(now) => lines.push(format!("{number}: {limit} bytes expected, {now} found")),
+                None => lines.push(format!("{number}: {limit} bytes expected, no limit found")),
+            }
+        }
+        for (number, limit) in after.iter().filter(|(n, _)| !before.contains_key(n)) {
+            lines.push(format!("{number}: no limit expected, {limit} bytes found"));
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        Err(Fail::lines(
+            "the limits that the filesystem has on record are not those of before:",
+            lines,
+        ))
+    }
+}
+
+fn judge(id: &str, written: Written, least: u64, most: Option<u64>) -> Done {
+    let Written { bytes, refused } = written;
+    if refused && bytes < least {
+        return Err(Fail::new(format!(
+            "expected {id} to take at least {least} bytes, a write was refused after {bytes}"
+        )));
+    }
+    match most {
+        Some(most) if !refused => Err(Fail::new(format!(
+            "expected {id} to take at most {most} bytes, it took {bytes}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes files at once until they hold `enough` and a piece more in all, or a write is refused for lack of room.
+fn write(names: &[PathBuf], writers: Writers, enough: u64) -> io::Result<Written> {
+    let total = AtomicU64::new(0);
+    let total = &total;
+    let results: Vec<io::Result<bool>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = names
+            .iter()
+            .zip(1..)
+            .map(|(name, seed)| scope.spawn(move || write_one(name, seed, writers, enough, total)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| {
+                t.join()
+                    .unwrap_or_else(|_| Err(io::Error::other("a writer panicked")))
+            })
+            .collect()
+    });
+    let mut refused = false;
+    for result in results {
+        refused |= result?;
+    }
+    Ok(Written {
+        bytes: total.load(Ordering::Relaxed),
+        refused,
+    })
+}
+
+/// What one thread writes; whether it was refused in the end.
+fn write_one(
+    name: &Path,
+    seed: u64,
+    writers: Writers,
+    enough: u64,
+    total: &AtomicU64,
+) -> io::Result<bool> {
+    if !writers.privileged {
+        // Of this thread alone, which ends with the writing.
+        let mut mine = capabilities(None)?;
+        mine.effective.remove(CapabilitySet::SYS_RESOURCE);
+        set_capabilities(None, mine)?;
+    }
+    let full = |e: &io::Error| Errno::from_io_error(e).is_some_and(is_full);
+    let mut file = match File::create(name) {
+        Ok(file) => file,
+        Err(e) if full(&e) => return Ok(true),
+        Err(e) => return Err(e),
+    };
+    let mut noise = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut piece = vec![0; PIECE];
+    while total.load(Ordering::Relaxed) <= enough {
+        // What cannot be compressed.
+        for bytes in piece.chunks_exact_mut(8) {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            bytes.copy_from_slice(&noise.to_le_bytes());
+        }
+        let mut rest = &piece[..];
+        while !rest.is_empty() {
+            // At the limit a write may come out short; the next one is refused.
+            match file.write(rest) {
+                Ok(n) => {
+                    total.fetch_add(n as u64, Ordering::Relaxed);
+                    rest = &rest[n..];
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if full(&e) => return Ok(true),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    // Some filesystems find out only now.
+    match file.sync_all() {
+        Err(e) if full(&e) => Ok(true),
+        other => other.map(|()| false),
+    }
+}
+
+/// Removes the files, and waits until the space is there again: some filesystems give it back with the next commit.
+fn remove(root: BorrowedFd<'_>, names: &[PathBuf]) -> io::Result<()> {
+    for name in names {
+        match std::fs::remove_file(name) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(syncfs(root)?)
+}
