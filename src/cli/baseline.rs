@@ -164,6 +164,7 @@ mod tests {
             seed: None,
             host: serde_json::from_value(host).unwrap(),
             complete: true,
+            part: None,
             stale: Vec::new(),
             cells: vec![Cell {
                 target: "vfs".to_string(),

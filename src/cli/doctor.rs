@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args as ClapArgs;
 
-use super::select::{CellArgs, cells};
+use super::select::{CellArgs, cells, library};
 use super::{print, setup};
 use crate::graphtest::run::{Status, kernel, prepare};
 use crate::lab::{Fact, Facts};
@@ -16,7 +16,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
-    let cells = cells(&args.cells, &[], None)?;
+    let cells = cells(&args.cells, &library(&[])?, &[], None)?;
     let register = setup::register()?;
     let (user, note) = setup::namespaces(false);
     let mut text = format!("kernel {}, as {user}\n", kernel());

@@ -105,7 +105,7 @@ fn items(args: &Args) -> anyhow::Result<Vec<Value>> {
 
 fn scenarios(args: &Args) -> anyhow::Result<Vec<Value>> {
     let library = select::library(&args.scenarios.suite)?;
-    let cases = select::cases(&library, &args.scenarios, None)?;
+    let cases = select::cases(&library, &args.scenarios)?;
     let one = |case: &crate::graphtest::Case| {
         let s = &case.scenario;
         json!({

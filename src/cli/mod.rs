@@ -4,6 +4,7 @@ mod baseline;
 mod clean;
 mod doctor;
 mod list;
+mod matrix;
 mod output;
 mod report;
 mod run;
@@ -51,6 +52,8 @@ enum Command {
     Baseline(baseline::Args),
     /// Join the JSON reports of shards, or render one in another form
     Report(report::Args),
+    /// Print cells as the jobs of a CI system
+    Matrix(matrix::Args),
     /// Print the JSON Schema of the scenario language, for editors
     Schema,
     /// Print shell completions
@@ -101,6 +104,7 @@ fn dispatch(command: Command) -> anyhow::Result<Status> {
         Command::Clean => clean::main(),
         Command::Baseline(args) => baseline::main(args),
         Command::Report(args) => report::main(args),
+        Command::Matrix(args) => matrix::main(args),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::graphtest::schema())?;
             print(&(schema + "\n"))

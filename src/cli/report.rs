@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Join JSON reports: cells of one target, backing and kernel become one
+    /// Join the JSON reports of a run's parts, or of runs with different cells; refuse results that two have and what none has
     Merge {
         /// The reports
         #[arg(required = true)]
@@ -44,7 +44,7 @@ pub(super) fn main(args: Args) -> anyhow::Result<Status> {
         Command::Merge { reports } => {
             let reports = reports
                 .iter()
-                .map(|p| read(p))
+                .map(|p| Ok((p.display().to_string(), read(p)?)))
                 .collect::<anyhow::Result<Vec<_>>>()?;
             print(&Kind::Json.render(&Report::merge(reports).map_err(usage)?))
         }

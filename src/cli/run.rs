@@ -7,11 +7,13 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 
 use super::output::{Output, Volume, When};
-use super::select::{self, CellArgs, ScenarioArgs, Shard};
+use super::select::{self, CellArgs, ScenarioArgs};
 use super::{setup, usage};
+use crate::graphtest::Library;
 use crate::graphtest::known::Known;
-use crate::graphtest::report::Wanted;
-use crate::graphtest::run::{Options, Required, Rules, Status, cpus, run};
+use crate::graphtest::report::{Report, Wanted};
+use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run};
+use crate::graphtest::shard::Shard;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -31,7 +33,7 @@ pub(super) struct Args {
     /// Stop at the first failure
     #[arg(long)]
     fail_fast: bool,
-    /// Run only the I-th of N equal parts, counted from 1
+    /// Run only the I-th of N parts, counted from 1: of several cells some, of one cell some of its scenarios
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     /// Run only what failed in an earlier run
@@ -80,8 +82,14 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         .transpose()?;
     let rules = rules(args)?;
     let library = select::library(&args.scenarios.suite)?;
-    let cases = select::cases(&library, &args.scenarios, args.shard)?;
-    let cells = select::cells(&args.cells, &cases, failed.as_ref())?;
+    let cells = cells(args, &library, failed.as_ref())?;
+    let (cells, part) = match args.shard {
+        None => (cells, None),
+        Some(shard) => {
+            let (cells, part) = shard.take(cells).map_err(usage)?;
+            (cells, Some(part))
+        }
+    };
     let register = setup::register()?;
     let (user, note) = setup::namespaces(args.keep);
     if let Some(note) = note {
@@ -98,7 +106,8 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         user,
         rules,
         library: Arc::new(library),
-        whole: false,
+        whole: args.cells.matrix.is_some() && args.has_everything(),
+        part,
     };
     let volume = match (args.quiet, args.verbose) {
         (true, _) => Volume::Quiet,
@@ -127,6 +136,45 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     }
 }
 
+impl Args {
+    /// Whether nothing takes scenarios or cells out.
+    fn has_everything(&self) -> bool {
+        let scenarios = &self.scenarios;
+        scenarios.filter.is_empty()
+            && scenarios.tag.is_empty()
+            && scenarios.level.is_none()
+            && self.shard.is_none()
+            && self.failed.is_none()
+            && !self.fail_fast
+    }
+}
+
+/// The cells to run, with what must not be skipped in them.
+fn cells(args: &Args, library: &Library, failed: Option<&Report>) -> anyhow::Result<Vec<Cell>> {
+    let required = required(args, library)?;
+    let cases = select::cases(library, &args.scenarios)?;
+    let mut cells = select::cells(&args.cells, library, &cases, failed)?;
+    for cell in &mut cells {
+        cell.required = Arc::new(cell.required.and(required.clone()));
+    }
+    Ok(cells)
+}
+
+/// What `--require` names.
+fn required(args: &Args, library: &Library) -> anyhow::Result<Required> {
+    match args.require.as_deref() {
+        None => Ok(Required::default()),
+        Some(path) if path.as_os_str() == "all" => Required::all().map_err(usage),
+        Some(path) => {
+            let said = |e: &dyn std::fmt::Display| usage(format!("{}: {e}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|e| said(&e))?;
+            let required = Required::parse(&text).map_err(|e| said(&e))?;
+            required.check(library).map_err(|e| said(&e))?;
+            Ok(required)
+        }
+    }
+}
+
 fn rules(args: &Args) -> anyhow::Result<Rules> {
     let known = match args.known.as_deref() {
         Some(path) => Known::load(path),
@@ -135,21 +183,11 @@ fn rules(args: &Args) -> anyhow::Result<Rules> {
         None => Ok(Known::default()),
     };
     let known = known.map_err(usage)?;
-    let required = match args.require.as_deref() {
-        None => Required::default(),
-        Some(path) if path.as_os_str() == "all" => Required::all().map_err(usage)?,
-        Some(path) => {
-            let said = |e: &dyn std::fmt::Display| usage(format!("{}: {e}", path.display()));
-            let text = std::fs::read_to_string(path).map_err(|e| said(&e))?;
-            Required::parse(&text).map_err(|e| said(&e))?
-        }
-    };
     let program = std::env::args()
         .next()
         .unwrap_or_else(|| "graphtest".to_string());
     Ok(Rules {
         known,
-        required,
         program,
         suites: args.scenarios.suite.clone(),
     })

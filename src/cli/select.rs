@@ -1,7 +1,7 @@
 //! From arguments to cells and cases.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use clap::Args as ClapArgs;
 
 use super::usage;
 use crate::graphtest::filter::Selection;
+use crate::graphtest::matrix::Matrix;
 use crate::graphtest::report::Report;
 use crate::graphtest::run::{Cell, Named};
 use crate::graphtest::target::built_in;
@@ -32,7 +33,7 @@ pub(super) struct ScenarioArgs {
 }
 
 /// Which cells.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Default, ClapArgs)]
 pub(super) struct CellArgs {
     /// What to test [default: every built-in driver that can run here]
     #[arg(long, value_name = "T,...", value_delimiter = ',')]
@@ -40,26 +41,9 @@ pub(super) struct CellArgs {
     /// What the drivers' homes live on [default: the current directory, and a tmpfs]
     #[arg(long, value_name = "BACKING,...", value_delimiter = ',')]
     pub(super) on: Vec<Backing>,
-}
-
-/// The I-th of N parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shard {
-    index: usize,
-    of: usize,
-}
-
-impl FromStr for Shard {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let parsed = s
-            .split_once('/')
-            .and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        match parsed {
-            Some((index, of)) if (1..=of).contains(&index) => Ok(Self { index, of }),
-            _ => Err("expected I/N, two numbers with 1 <= I <= N".to_string()),
-        }
-    }
+    /// The cells of a file, such as ci/host.yaml; each counts as asked for by name, but for those that are optional
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "on"])]
+    pub(super) matrix: Option<PathBuf>,
 }
 
 /// The built-in suites, or those of files.
@@ -73,29 +57,13 @@ pub(super) fn library(suites: &[PathBuf]) -> anyhow::Result<Library> {
 }
 
 /// The selected cases; none is an error.
-pub(super) fn cases(
-    library: &Library,
-    args: &ScenarioArgs,
-    shard: Option<Shard>,
-) -> anyhow::Result<Vec<Arc<Case>>> {
+pub(super) fn cases(library: &Library, args: &ScenarioArgs) -> anyhow::Result<Vec<Arc<Case>>> {
     let selection = Selection {
         filters: args.filter.clone(),
         level: args.level,
         tags: args.tag.clone(),
     };
-    let mut cases = selection.select(library).map_err(usage)?;
-    if let Some(Shard { index, of }) = shard {
-        cases = cases
-            .into_iter()
-            .enumerate()
-            .filter(|(i, _)| i % of == index - 1)
-            .map(|(_, c)| c)
-            .collect();
-        if cases.is_empty() {
-            return Err(usage(format!("part {index} of {of} has no scenario")));
-        }
-    }
-    Ok(cases)
+    selection.select(library).map_err(usage)
 }
 
 /// The targets of these names, or all that are built in.
@@ -115,12 +83,49 @@ pub(super) fn targets(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Target>>> 
     Ok(if names.is_empty() { all } else { found })
 }
 
-/// Every target on every backing; after an earlier run, only cells and cases that failed in it.
+/// The cells of the matrix, or every target on every backing; after an earlier run, only cells and cases that failed in it.
 pub(super) fn cells(
     args: &CellArgs,
+    library: &Library,
     cases: &[Arc<Case>],
     failed: Option<&Report>,
 ) -> anyhow::Result<Vec<Cell>> {
+    let mut cells = match &args.matrix {
+        Some(file) => of_matrix(file, library)?,
+        None => of_names(args, failed)?,
+    };
+    for cell in &mut cells {
+        cell.cases = match failed {
+            None => cases.to_vec(),
+            Some(report) => failed_in(report, cell, cases),
+        };
+    }
+    cells.retain(|cell| failed.is_none() || !cell.cases.is_empty());
+    if cells.is_empty() {
+        return Err(usage(
+            "nothing is selected: no selected scenario failed in the earlier run",
+        ));
+    }
+    Ok(cells)
+}
+
+fn of_matrix(file: &Path, library: &Library) -> anyhow::Result<Vec<Cell>> {
+    let matrix = Matrix::load(file, library).map_err(usage)?;
+    let cells = matrix.cells.into_iter().map(|cell| Cell {
+        target: cell.target,
+        backing: cell.backing,
+        named: if cell.optional {
+            Named::NOTHING
+        } else {
+            Named::ALL
+        },
+        cases: Vec::new(),
+        required: Arc::new(cell.required),
+    });
+    Ok(cells.collect())
+}
+
+fn of_names(args: &CellArgs, failed: Option<&Report>) -> anyhow::Result<Vec<Cell>> {
     let mut backings = if args.on.is_empty() {
         Backing::defaults()
     } else {
@@ -134,43 +139,33 @@ pub(super) fn cells(
             .collect::<Result<_, _>>()
             .map_err(usage)?;
     }
+    let named = Named {
+        target: !args.target.is_empty(),
+        backing: !args.on.is_empty(),
+    };
     let mut cells = Vec::new();
     for target in targets(&args.target)? {
         for (i, backing) in backings.iter().enumerate() {
             if backings[..i].contains(backing) {
                 continue;
             }
-            let cases = match failed {
-                None => cases.to_vec(),
-                Some(report) => failed_in(report, target.name(), &backing.to_string(), cases),
-            };
-            if failed.is_none() || !cases.is_empty() {
-                let target = Arc::clone(&target);
-                let named = Named {
-                    target: !args.target.is_empty(),
-                    backing: !args.on.is_empty(),
-                };
-                cells.push(Cell {
-                    target,
-                    backing: backing.clone(),
-                    named,
-                    cases,
-                });
-            }
+            cells.push(Cell {
+                target: Arc::clone(&target),
+                backing: backing.clone(),
+                named,
+                cases: Vec::new(),
+                required: Arc::default(),
+            });
         }
-    }
-    if cells.is_empty() {
-        return Err(usage(
-            "nothing is selected: no selected scenario failed in the earlier run",
-        ));
     }
     Ok(cells)
 }
 
-fn failed_in(report: &Report, target: &str, backing: &str, cases: &[Arc<Case>]) -> Vec<Arc<Case>> {
+fn failed_in(report: &Report, cell: &Cell, cases: &[Arc<Case>]) -> Vec<Arc<Case>> {
+    let name = cell.name();
     let bad: BTreeSet<String> = report
         .results()
-        .filter(|(cell, r)| cell.target == target && cell.backing == backing && r.outcome.is_bad())
+        .filter(|(cell, r)| cell.name() == name && r.outcome.is_bad())
         .map(|(_, r)| r.label())
         .collect();
     cases
@@ -178,26 +173,4 @@ fn failed_in(report: &Report, target: &str, backing: &str, cases: &[Arc<Case>]) 
         .filter(|c| bad.contains(&c.label()))
         .cloned()
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use rstest::rstest;
-
-    use super::*;
-
-    #[rstest]
-    #[case("1/1", Some((1, 1)))]
-    #[case("2/3", Some((2, 3)))]
-    #[case("0/3", None)]
-    #[case("4/3", None)]
-    #[case("1/0", None)]
-    #[case("1", None)]
-    #[case("a/b", None)]
-    fn shards_are_counted_from_one(#[case] text: &str, #[case] expected: Option<(usize, usize)>) {
-        assert_eq!(
-            text.parse::<Shard>().ok().map(|s| (s.index, s.of)),
-            expected
-        );
-    }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::shard::Part;
 use crate::named::named;
 
 named! {
@@ -57,6 +58,9 @@ pub struct RunStart {
     pub seed: Option<u64>,
     /// The machine.
     pub host: Host,
+    /// Which part it is, of a run that is split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The cells, in order; later events name them by their index.
     pub cells: Vec<CellStart>,
 }

@@ -2,6 +2,7 @@
 
 mod html;
 mod junit;
+mod merge;
 mod model;
 mod tap;
 pub mod text;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::graphtest::event::{CaseResult, CellStatus, Event, Host, Outcome};
+use crate::graphtest::shard::Part;
 
 /// The version of the JSON report. Fields may be added under one version; none is renamed.
 pub const VERSION: u32 = 1;
@@ -25,6 +26,9 @@ pub struct Report {
     /// Whether the run went to its end. False in the report of a run that is going on, was interrupted or died.
     #[serde(default)]
     pub complete: bool,
+    /// Which part it is, of a run that is split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The cells, with their results.
     pub cells: Vec<Cell>,
     /// Known results that did nothing, each with its file and line.
@@ -212,6 +216,7 @@ impl Report {
             seed: start.seed,
             host: start.host.clone(),
             complete: false,
+            part: start.part.clone(),
             cells: cells.collect(),
             stale: Vec::new(),
             totals: Totals::default(),
@@ -258,64 +263,6 @@ impl Report {
             } => {
                 self.complete = !interrupted;
                 self.stale.clone_from(stale);
-            }
-        }
-    }
-
-    /// Joins the reports of shards or repeated runs: cells of one target, backing and kernel become one. The host and the
-    /// time are those of the first.
-    ///
-    /// # Errors
-    /// There is none, or one is of another version.
-    pub fn merge(reports: impl IntoIterator<Item = Self>) -> Result<Self, String> {
-        let mut reports = reports.into_iter();
-        let mut all = reports.next().ok_or("no report to merge")?;
-        for report in reports {
-            if report.version != all.version {
-                return Err(format!(
-                    "reports of version {} and {} cannot be merged",
-                    all.version, report.version
-                ));
-            }
-            all.complete &= report.complete;
-            all.stale.extend(report.stale);
-            all.stale.sort();
-            all.stale.dedup();
-            for outcome in report
-                .cells
-                .iter()
-                .flat_map(|c| &c.results)
-                .map(|r| r.outcome)
-            {
-                all.totals.add(outcome);
-            }
-            for cell in report.cells {
-                all.take_cell(cell);
-            }
-        }
-        Ok(all)
-    }
-
-    fn take_cell(&mut self, cell: Cell) {
-        let same = |c: &&mut Cell| {
-            (&c.target, &c.backing, &c.kernel) == (&cell.target, &cell.backing, &cell.kernel)
-        };
-        match self.cells.iter_mut().find(same) {
-            None => self.cells.push(cell),
-            Some(into) => {
-                // An error outweighs having run, and that a skip.
-                let weight = |s: CellStatus| match s {
-                    CellStatus::Skipped => 0,
-                    CellStatus::Ran => 1,
-                    CellStatus::Error => 2,
-                };
-                if weight(cell.status) > weight(into.status) {
-                    into.status = cell.status;
-                    into.reason = cell.reason;
-                }
-                into.planned += cell.planned;
-                into.left.extend(cell.left);
-                into.results.extend(cell.results);
             }
         }
     }

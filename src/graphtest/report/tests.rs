@@ -78,6 +78,7 @@ fn events() -> Vec<Event> {
                 cpus: 2,
                 user: "root".to_string(),
             },
+            part: None,
             cells: vec![
                 cell("overlay2", "dir"),
                 cell("vfs", "dir"),
@@ -212,30 +213,6 @@ fn a_report_that_cannot_be_written_names_its_file() {
     assert!(error.to_string().contains("/no/such/dir/r.tap"), "{error}");
     assert!("tap".parse::<Wanted>().is_err());
     assert!("pdf=x".parse::<Wanted>().unwrap_err().contains("junit"));
-}
-
-#[test]
-fn shards_merge_into_the_report_of_the_whole() {
-    let all = events();
-    // Each shard has every cell, and a part of the results.
-    let part = |keep: fn(usize) -> bool| {
-        let kept = all
-            .iter()
-            .enumerate()
-            .filter(|(i, e)| !matches!(e, Event::CaseFinished { .. }) || keep(*i));
-        folded(&kept.map(|(_, e)| e.clone()).collect::<Vec<_>>())
-    };
-    let merged = Report::merge([part(|i| i % 2 == 0), part(|i| i % 2 == 1)]).unwrap();
-    let whole = folded(&all);
-    assert_eq!(merged.totals, whole.totals);
-    assert_eq!(merged.cells.len(), whole.cells.len());
-    for (merged, whole) in merged.cells.iter().zip(&whole.cells) {
-        assert_eq!(
-            (merged.status, merged.results.len()),
-            (whole.status, whole.results.len())
-        );
-    }
-    assert!(Report::merge([]).is_err());
 }
 
 #[test]

@@ -7,12 +7,13 @@ use globset::{Glob, GlobMatcher};
 use crate::graphtest::condition::Ground;
 use crate::graphtest::event::{CaseResult, CellStart, Outcome};
 use crate::graphtest::known::{KNOWN, Known};
-use crate::graphtest::{Case, CaseReport, Level};
+use crate::graphtest::{Case, CaseReport, Level, Library};
 
 /// Scenarios that must not be skipped.
 #[derive(Clone, Debug, Default)]
 pub struct Required {
-    globs: Vec<GlobMatcher>,
+    /// Each with its line.
+    globs: Vec<(usize, GlobMatcher)>,
 }
 
 impl Required {
@@ -37,15 +38,41 @@ impl Required {
             .filter(|(_, glob)| !glob.is_empty())
             .map(|(i, glob)| {
                 Glob::new(glob)
-                    .map(|g| g.compile_matcher())
+                    .map(|g| (i, g.compile_matcher()))
                     .map_err(|e| format!("line {i}: {e}"))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { globs })
     }
 
-    fn has(&self, id: &str) -> bool {
-        self.globs.iter().any(|g| g.is_match(id))
+    /// Makes sure that each of them matches a scenario: one that does not would require nothing.
+    ///
+    /// # Errors
+    /// The first that matches none, with its line.
+    pub fn check(&self, library: &Library) -> Result<(), String> {
+        let none = |(_, glob): &&(usize, GlobMatcher)| {
+            !library.cases().any(|c| glob.is_match(&c.scenario.id.0))
+        };
+        match self.globs.iter().find(none) {
+            Some((line, glob)) => Err(format!(
+                "line {line}: `{}` matches no scenario",
+                glob.glob()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Both lists together.
+    pub fn and(&self, other: Self) -> Self {
+        let globs = self.globs.iter().cloned().chain(other.globs);
+        Self {
+            globs: globs.collect(),
+        }
+    }
+
+    /// Whether a scenario is among them.
+    pub fn has(&self, id: &str) -> bool {
+        self.globs.iter().any(|(_, g)| g.is_match(id))
     }
 }
 
@@ -54,8 +81,6 @@ impl Required {
 pub struct Rules {
     /// What is known to fail.
     pub known: Known,
-    /// What must not be skipped.
-    pub required: Required,
     /// The program as the person who runs it would call it, for the command that runs one result again.
     pub program: String,
     /// Scenario files other than the built-in ones.
@@ -63,11 +88,17 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Turns a case's report into its result.
-    pub fn judge(&self, ground: &Ground, case: &Case, report: CaseReport) -> CaseResult {
+    /// Turns a case's report into its result; `required` must not be skipped there.
+    pub fn judge(
+        &self,
+        ground: &Ground,
+        required: &Required,
+        case: &Case,
+        report: CaseReport,
+    ) -> CaseResult {
         let scenario = &case.scenario;
         let id = scenario.id.to_string();
-        let (outcome, reason) = self.outcome(ground, case, &report);
+        let (outcome, reason) = self.outcome(ground, required, case, &report);
         let mut result = CaseResult {
             requirements: scenario.proves.clone(),
             level: scenario.level.name().to_string(),
@@ -100,6 +131,7 @@ impl Rules {
     fn outcome(
         &self,
         ground: &Ground,
+        required: &Required,
         case: &Case,
         report: &CaseReport,
     ) -> (Outcome, Option<String>) {
@@ -120,7 +152,7 @@ impl Rules {
                 Outcome::XFail,
                 Some(format!("may, and does not: {}", why.unwrap_or_default())),
             ),
-            (Outcome::Skip, _) if self.required.has(&id) => (
+            (Outcome::Skip, _) if required.has(&id) => (
                 Outcome::Fail,
                 Some(format!(
                     "required here, but skipped: {}",
@@ -144,8 +176,13 @@ impl Rules {
             cell.backing.clone(),
         ]);
         words.push(case.label());
-        words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
+        shell_words(&words)
     }
+}
+
+/// Words as a POSIX shell reads them back.
+pub(crate) fn shell_words(words: &[String]) -> String {
+    words.iter().map(|w| quote(w)).collect::<Vec<_>>().join(" ")
 }
 
 /// A word as a POSIX shell reads it back.
@@ -218,14 +255,13 @@ mod tests {
         }
     }
 
-    fn rules(required: &str, known: &str) -> Rules {
+    fn rules(known: &str) -> Rules {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("known.yaml");
         let text = format!("- {{scenario: {known}, reason: why, link: x}}");
         std::fs::write(&path, text).unwrap();
         Rules {
             known: Known::load(&path).unwrap(),
-            required: Required::parse(required).unwrap(),
             program: "graphtest".to_string(),
             suites: vec!["my suite.yaml".into()],
         }
@@ -291,7 +327,8 @@ mod tests {
             },
             status: std::collections::BTreeMap::new(),
         };
-        let result = rules(required, known).judge(&ground, &case(level), report(found));
+        let required = Required::parse(required).unwrap();
+        let result = rules(known).judge(&ground, &required, &case(level), report(found));
         assert_eq!(
             (result.outcome, result.reason.as_deref().unwrap_or("")),
             (outcome, reason)

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+pub(crate) use judge::shell_words;
 pub use judge::{Required, Rules};
 pub use status::Status;
 
@@ -17,6 +18,7 @@ use super::condition::Ground;
 use super::engine::{RunLimits, run_case};
 use super::event::{CellEnd, CellStart, CellStatus, Event, Host, Outcome, RunStart};
 use super::known::Tally;
+use super::shard::Part;
 use super::{Case, CaseReport, Failure, Library, Progress, Target};
 use crate::graphdriver::Capability;
 use crate::lab::{Backing, Place, Provisioned, Register, provision};
@@ -34,6 +36,8 @@ pub struct Cell {
     pub named: Named,
     /// What runs in it, in order.
     pub cases: Vec<Arc<Case>>,
+    /// What of that must not be skipped.
+    pub required: Arc<Required>,
 }
 
 /// What of a cell was asked for by name.
@@ -43,6 +47,19 @@ pub struct Named {
     pub target: bool,
     /// The backing.
     pub backing: bool,
+}
+
+impl Named {
+    /// The cell itself was.
+    pub const ALL: Self = Self {
+        target: true,
+        backing: true,
+    };
+    /// Nothing was.
+    pub const NOTHING: Self = Self {
+        target: false,
+        backing: false,
+    };
 }
 
 /// Why a cell cannot run.
@@ -96,6 +113,8 @@ pub struct Options {
     pub library: Arc<Library>,
     /// Whether the run has everything that known results can apply to on this machine, so that one which does nothing is stale.
     pub whole: bool,
+    /// Which part of a run that is split these cells are.
+    pub part: Option<Part>,
 }
 
 /// A case in a cell.
@@ -124,6 +143,7 @@ pub fn run(
         started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         seed: None,
         host: host(&options.user),
+        part: options.part.clone(),
         cells: starts.clone(),
     }));
     let grounds = starts.into_iter().map(|cell| Ground {
@@ -280,7 +300,12 @@ impl Session<'_> {
         if report.kept.is_some() {
             self.kept.insert(cell);
         }
-        let result = self.options.rules.judge(&self.grounds[cell], case, report);
+        let result = self.options.rules.judge(
+            &self.grounds[cell],
+            &self.cells[cell].required,
+            case,
+            report,
+        );
         self.tally
             .add(&self.grounds[cell], &result.label(), result.outcome);
         let go_on = !(self.options.fail_fast && result.outcome.is_bad());
@@ -316,6 +341,11 @@ impl Session<'_> {
 }
 
 impl Cell {
+    /// The name in lists: `overlay2 on tmpfs`.
+    pub fn name(&self) -> String {
+        format!("{} on {}", self.target.name(), self.backing)
+    }
+
     fn start(&self) -> CellStart {
         CellStart {
             target: self.target.name().to_string(),
