@@ -37,6 +37,13 @@ pub(super) fn check(image: &Image, images: &[PathBuf], nodes: &Path) -> Damage {
     };
     match result {
         Ok(out) if out.status.success() => {}
+        Ok(out) if has_no_idea(&out) => {
+            let why = last_lines(&out, 1).join("");
+            let name = program.name;
+            found
+                .notes
+                .push(format!("not checked for damage: {name}: {why}"));
+        }
         Ok(out) => {
             let name = program.name;
             found.damage.push(format!("{name} says: {}", out.status));
@@ -45,6 +52,18 @@ pub(super) fn check(image: &Image, images: &[PathBuf], nodes: &Path) -> Damage {
         Err(e) => found.notes.push(format!("not checked for damage: {e}")),
     }
     found
+}
+
+/// Whether a checker is too old for the features of the filesystem.
+fn has_no_idea(out: &std::process::Output) -> bool {
+    // btrfs check, e2fsck, xfs_repair.
+    let says = [
+        "unsupported option features",
+        "has unsupported feature",
+        "unsupported features",
+    ];
+    let said = last_lines(out, LINES).join(" ");
+    says.iter().any(|s| said.contains(s))
 }
 
 /// What the kernel's log has said since it was last asked: complaints about these loop devices are damage, other ones are notes.
@@ -88,13 +107,14 @@ fn names(text: &str, number: u32) -> bool {
     })
 }
 
-/// Errors, and warnings that speak of damage.
+/// Errors, and warnings and notices that speak of damage.
 fn is_complaint(line: &LogLine) -> bool {
     let text = line.text.to_lowercase();
     line.level <= 3
-        || ["error", "corrupt", "inconsisten", "ext4-fs warning"]
-            .iter()
-            .any(|word| text.contains(word))
+        || line.level <= 5
+            && ["error", "corrupt", "inconsisten", "ext4-fs warning"]
+                .iter()
+                .any(|word| text.contains(word))
 }
 
 /// What a kernel says when it is itself in trouble.
@@ -139,6 +159,10 @@ mod tests {
         assert!(of(4, "XFS (loop3): Corruption of in-memory data detected"));
         assert!(of(3, "BTRFS critical (device loop3): leaf is bad"));
         assert!(!of(6, "EXT4-fs (loop3): mounted filesystem"));
+        assert!(!of(
+            6,
+            "BTRFS info (device loop3): scan completed (inconsistency flag cleared)"
+        ));
         assert!(!of(5, "XFS (loop3): Ending clean mount"));
         assert!(is_trouble("WARNING: CPU: 1 PID: 7 at fs/btrfs/qgroup.c:1"));
         assert!(!is_trouble("EXT4-fs (loop3): mounted filesystem"));

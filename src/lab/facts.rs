@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev, mknodat, utimensat,
 };
-use rustix::fs::{chownat, ioctl_ficlone, lgetxattr, lsetxattr};
+use rustix::fs::{
+    IFlags, chownat, ioctl_ficlone, ioctl_getflags, ioctl_setflags, lgetxattr, lsetxattr,
+};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Gid, Uid};
 
 use crate::named::named;
+use crate::sys::fs::for_each_name;
 use crate::sys::ns::enter_private_mount_ns;
 use crate::sys::ptrace::fork_killed_at_syscall;
+use crate::sys::quota::Projects;
 
 named! {
     /// One fact about the machine or a place, as scenarios name it after `needs:`.
@@ -44,6 +49,12 @@ named! {
         Ptrace = "ptrace";
         /// Files can share their blocks (FICLONE).
         Reflink = "reflink";
+        /// A directory can be made to ignore case.
+        Casefold = "casefold";
+        /// Projects can have a limit of space, which is kept.
+        ProjectQuota = "project-quota";
+        /// Directories tell the types of their entries (d_type).
+        DType = "d-type";
         /// A scenario can have a filesystem of the place's kind for itself.
         OwnBacking = "own-backing";
         /// The power of a filesystem that a scenario has for itself can be cut.
@@ -145,6 +156,9 @@ fn try_out(fact: Fact, at: &Path, time_step_nanos: u32) -> Result<(), String> {
         Fact::Overlayfs => overlay(at),
         Fact::Ptrace => ptrace(),
         Fact::Reflink => reflink(at),
+        Fact::Casefold => casefold(at),
+        Fact::ProjectQuota => project_quota(at),
+        Fact::DType => d_type(at),
         // Those that make the place know.
         Fact::OwnBacking | Fact::PowerCut | Fact::InodeLimit => {
             Err("no filesystem of this kind can be made".to_string())
@@ -254,6 +268,54 @@ fn reflink(at: &Path) -> Result<(), String> {
     let from = File::open(&from).map_err(|e| e.to_string())?;
     let to = File::create_new(&to).map_err(|e| e.to_string())?;
     ioctl_ficlone(&to, &from).map_err(|e| format!("FICLONE: {e}"))
+}
+
+fn casefold(at: &Path) -> Result<(), String> {
+    // FS_CASEFOLD_FL of linux/fs.h.
+    let flag = IFlags::from_bits_retain(0x4000_0000);
+    let dir = at.join("casefold");
+    fs::create_dir(&dir).map_err(|e| e.to_string())?;
+    let open = File::open(&dir).map_err(|e| e.to_string())?;
+    ioctl_getflags(&open)
+        .and_then(|flags| ioctl_setflags(&open, flags | flag))
+        .map_err(|e| format!("chattr +F: {e}"))?;
+    made(&dir, "Name")?;
+    match fs::symlink_metadata(dir.join("nAME")) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(format!(
+            "another case of a name in a chattr +F directory: {e}"
+        )),
+    }
+}
+
+fn project_quota(at: &Path) -> Result<(), String> {
+    let dir = File::open(at).map_err(|e| e.to_string())?;
+    let projects = Projects::of(dir.as_fd(), &at.join("quota-device"))
+        .map_err(|e| format!("a device node for quotactl: {e}"))?;
+    match projects.state() {
+        Ok(state) if state.accounted && state.enforced => Ok(()),
+        Ok(_) => {
+            Err("project quotas are off; they are turned on by the mount option pquota".to_string())
+        }
+        Err(e) => Err(format!("quotactl of projects: {e}")),
+    }
+}
+
+fn d_type(at: &Path) -> Result<(), String> {
+    let dir = at.join("d-type");
+    fs::create_dir(&dir).map_err(|e| e.to_string())?;
+    made(&dir, "file")?;
+    let open = File::open(&dir).map_err(|e| e.to_string())?;
+    let mut found = None;
+    for_each_name(open.as_fd(), |_, kind| {
+        found = Some(kind);
+        Ok(())
+    })
+    .map_err(|e| format!("getdents64: {e}"))?;
+    match found {
+        Some(FileType::RegularFile) => Ok(()),
+        other => Err(format!("the type of a file in its directory is {other:?}")),
+    }
 }
 
 /// Mounts an overlay with the upper directory here. A thread of its own with a mount namespace of its own does it, so nothing can be

@@ -5,6 +5,7 @@ mod damage;
 mod facts;
 mod kinds;
 mod made;
+mod overlay;
 mod own;
 mod power;
 mod program;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::damage::{self, Damage};
-use super::kinds::Recipe;
 use super::own::Source;
 use super::stack::Stack;
 use super::{Backing, Place, Register};
@@ -98,8 +97,8 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
         (None, false) => std::env::current_dir()?,
         (None, true) => std::env::temp_dir(),
     };
-    if let Recipe::Image(image) = &backing.kind.recipe {
-        image.mkfs.find()?;
+    if let Some(program) = backing.kind.program() {
+        program.find()?;
     }
     let said = |what: &str, e: io::Error| {
         io::Error::new(e.kind(), format!("{what} {}: {e}", parent.display()))

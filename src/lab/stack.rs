@@ -3,11 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::Fresh;
 use super::damage::{self, Damage};
 use super::kinds::{Image, Kind, Recipe};
+use super::overlay;
 use super::power;
 use crate::sys::fsctl::{Journal, forget_btrfs};
 use crate::sys::kmsg::KernelLog;
@@ -31,6 +33,8 @@ pub(super) struct Stack {
     images: Vec<PathBuf>,
     /// The loop devices that were mounted last.
     devices: Vec<u32>,
+    /// The program that serves it.
+    daemon: Option<Child>,
 }
 
 impl Stack {
@@ -49,11 +53,12 @@ impl Stack {
             limits: "mode=0755".to_string(),
             images: Vec::new(),
             devices: Vec::new(),
+            daemon: None,
         };
         fs::create_dir(stack.on())?;
         match &kind.recipe {
             Recipe::Dir => return Ok(stack),
-            Recipe::Tmpfs => {
+            Recipe::Tmpfs | Recipe::Overlay(_) => {
                 if let Some(size) = wanted.and_then(|w| w.size) {
                     stack.limits += &format!(",size={size}");
                 }
@@ -64,6 +69,13 @@ impl Stack {
             Recipe::Image(image) => stack.make_images(image, wanted)?,
         }
         stack.mount()?;
+        if let Recipe::Image(Image {
+            prepare: Some(prepare),
+            ..
+        }) = &kind.recipe
+        {
+            prepare(&stack.on())?;
+        }
         Ok(stack)
     }
 
@@ -107,10 +119,13 @@ impl Stack {
         let none = MountFlags::empty();
         match &self.kind.recipe {
             Recipe::Dir => Ok(()),
-            Recipe::Tmpfs => {
-                let source = Path::new("graphtest");
-                mount(source, &on, "tmpfs", none, self.limits.as_bytes())
-                    .map_err(|e| said(&format!("mount a tmpfs at {}", on.display()), e))
+            Recipe::Tmpfs => self.mount_tmpfs(&on),
+            Recipe::Overlay(program) => {
+                let under = self.base.join("under");
+                fs::create_dir(&under)?;
+                self.mount_tmpfs(&under)?;
+                self.daemon = overlay::mount_over(&under, &on, *program, &self.base)?;
+                Ok(())
             }
             Recipe::Image(image) => {
                 let attached = self.attach()?;
@@ -129,6 +144,12 @@ impl Stack {
         }
     }
 
+    fn mount_tmpfs(&self, at: &Path) -> io::Result<()> {
+        let (source, limits) = (Path::new("graphtest"), self.limits.as_bytes());
+        mount(source, at, "tmpfs", MountFlags::empty(), limits)
+            .map_err(|e| said(&format!("mount a tmpfs at {}", at.display()), e))
+    }
+
     fn attach(&self) -> io::Result<Vec<Attached>> {
         let one = |image: &PathBuf| loopdev::attach(image, &self.base);
         self.images.iter().map(one).collect()
@@ -143,6 +164,9 @@ impl Stack {
         let held = self.hold();
         umount_below(&self.base).map_err(|e| e.to_string())?;
         forget(held, until);
+        if let Some(daemon) = self.daemon.take() {
+            overlay::wait_for(daemon, until)?;
+        }
         for (number, image) in self.devices.iter().zip(&self.images) {
             while loopdev::file_behind(*number).as_deref() == Some(image) {
                 if Instant::now() > until {

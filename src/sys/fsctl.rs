@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
 
 /// `FS_IOC_SHUTDOWN`, also known as `XFS_IOC_GOINGDOWN`.
 const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
@@ -17,6 +17,9 @@ const START_SYNC: Opcode = opcode::read::<u64>(0x94, 24);
 const WAIT_SYNC: Opcode = opcode::write::<u64>(0x94, 22);
 /// `BTRFS_IOC_FORGET_DEV`, since Linux 5.5.
 const FORGET_DEV: Opcode = opcode::write::<VolArgs>(0x94, 5);
+
+/// `BTRFS_IOC_QUOTA_CTL`.
+const QUOTA_CTL: Opcode = opcode::read_write::<QuotaControl>(0x94, 40);
 
 /// What a filesystem does with its journal before it stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,35 @@ pub fn commit_btrfs(dir: &File) -> io::Result<()> {
     let transaction = unsafe { ioctl(dir, Getter::<START_SYNC, u64>::new()) }?;
     // SAFETY: as above.
     Ok(unsafe { ioctl(dir, Setter::<WAIT_SYNC, u64>::new(transaction)) }?)
+}
+
+/// How a btrfs counts what its subvolumes hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quotas {
+    /// `BTRFS_QUOTA_CTL_ENABLE`: by qgroups, which know what is shared.
+    Full = 1,
+    /// `BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA`, since Linux 6.7: an extent counts for the subvolume that wrote it.
+    Simple = 4,
+}
+
+/// `struct btrfs_ioctl_quota_ctl_args` of linux/btrfs.h.
+#[repr(C)]
+struct QuotaControl {
+    command: u64,
+    status: u64,
+}
+
+/// Turns the quotas of the btrfs that holds `dir` on.
+///
+/// # Errors
+/// `EINVAL` when the kernel does not know that way of counting.
+pub fn enable_btrfs_quotas(dir: &File, quotas: Quotas) -> io::Result<()> {
+    let mut control = QuotaControl {
+        command: quotas as u64,
+        status: 0,
+    };
+    // SAFETY: BTRFS_IOC_QUOTA_CTL reads and writes a struct btrfs_ioctl_quota_ctl_args.
+    Ok(unsafe { ioctl(dir, Updater::<QUOTA_CTL, QuotaControl>::new(&mut control)) }?)
 }
 
 /// `struct btrfs_ioctl_vol_args` of linux/btrfs.h.

@@ -3,8 +3,12 @@
 mod btrfs;
 mod dir;
 mod ext4;
+mod over;
 mod tmpfs;
 mod xfs;
+
+use std::io;
+use std::path::Path;
 
 use super::Fact;
 use super::program::Program;
@@ -29,6 +33,8 @@ pub(super) enum Recipe {
     Tmpfs,
     /// A filesystem in sparse files behind loop devices.
     Image(Image),
+    /// An overlay over a tmpfs: of the kernel, or of a program.
+    Overlay(Option<Program>),
 }
 
 /// How a filesystem in an image is made, mounted and checked.
@@ -48,16 +54,27 @@ pub(super) struct Image {
     pub devices: u64,
     /// The smallest that can be made of it, in bytes.
     pub least: u64,
+    /// What is done to it when it is mounted for the first time.
+    pub prepare: Option<fn(&Path) -> io::Result<()>>,
     /// What checks it without changing anything, and with which arguments before the image.
     pub check: (Program, &'static [&'static str]),
 }
 
 impl Kind {
+    /// The program without which there is none.
+    pub(super) fn program(&self) -> Option<Program> {
+        match &self.recipe {
+            Recipe::Dir | Recipe::Tmpfs => None,
+            Recipe::Image(image) => Some(image.mkfs),
+            Recipe::Overlay(program) => *program,
+        }
+    }
+
     /// What a filesystem that a scenario has for itself can do.
     pub(super) fn own_facts(&self) -> &'static [Fact] {
         match &self.recipe {
             Recipe::Dir => &[],
-            Recipe::Tmpfs => &[Fact::OwnBacking, Fact::InodeLimit],
+            Recipe::Tmpfs | Recipe::Overlay(_) => &[Fact::OwnBacking, Fact::InodeLimit],
             Recipe::Image(Image { inodes: None, .. }) => &[Fact::OwnBacking, Fact::PowerCut],
             Recipe::Image(_) => &[Fact::OwnBacking, Fact::PowerCut, Fact::InodeLimit],
         }
@@ -69,8 +86,21 @@ pub(super) const ALL: &[&Kind] = &[
     &dir::DIR,
     &tmpfs::TMPFS,
     &ext4::EXT4,
+    &ext4::ONE_K,
+    &ext4::NO_DIR_INDEX,
+    &ext4::PQUOTA,
+    &ext4::CASEFOLD,
     &xfs::XFS,
+    &xfs::NO_REFLINK,
+    &xfs::NO_FTYPE,
+    &xfs::PQUOTA,
     &btrfs::BTRFS,
+    &btrfs::QGROUPS,
+    &btrfs::SQUOTA,
+    &btrfs::COMPRESS,
+    &btrfs::TWO,
+    &over::OVERLAY,
+    &over::FUSE,
 ];
 
 pub(super) use dir::DIR;

@@ -15,6 +15,7 @@ const fn image(arguments: &'static [&'static str], options: &'static str) -> Rec
         devices: 1,
         // mkfs.xfs 5.19 and later make none that is smaller.
         least: 300 << 20,
+        prepare: None,
         check: (Program::new("xfs_repair", "xfsprogs"), &["-n", "-f"]),
     })
 }
@@ -29,4 +30,22 @@ pub(super) const XFS: Kind = Kind {
     name: "xfs",
     about: "an xfs in a loop device",
     recipe: image(&["-q", "-f", "-K"], ""),
+};
+
+pub(super) const NO_REFLINK: Kind = Kind {
+    name: "xfs+noreflink",
+    about: "an xfs on which files cannot share blocks",
+    recipe: image(&["-q", "-f", "-K", "-m", "reflink=0"], ""),
+};
+
+pub(super) const NO_FTYPE: Kind = Kind {
+    name: "xfs+noftype",
+    about: "an xfs of version 4 with ftype=0: directories do not tell the types of files (d_type); needs CONFIG_XFS_SUPPORT_V4",
+    recipe: image(&["-q", "-f", "-K", "-m", "crc=0", "-n", "ftype=0"], ""),
+};
+
+pub(super) const PQUOTA: Kind = Kind {
+    name: "xfs+pquota",
+    about: "an xfs with project quotas",
+    recipe: image(&["-q", "-f", "-K"], "pquota"),
 };
