@@ -22,6 +22,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "selection",
     "views",
     "quotas",
+    "paths",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -276,8 +276,13 @@ steps! {
         /// The steps.
         body: Vec<Step> = "do",
     };
-    /// The name of the driver's home; only as the first step.
-    Home, HomeStep, "home" (/** One path component or several. */ name: Bytes) {};
+    /// The name of the driver's home, and how it is reached; only as the first step.
+    Home, HomeStep, "home" (/** One path component or several. */ name: Bytes) {
+        /// The name is that of a symbolic link to the home.
+        link: bool = "link",
+        /// The home lies on this many overlays, each on the one before.
+        overlays: Option<u32> = "overlays",
+    };
     /// A new driver with options instead of the first.
     Init, InitStep, "init" (/** The driver. */ driver: DriverWord) {
         /// Options `key=value`.

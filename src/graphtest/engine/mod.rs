@@ -5,6 +5,7 @@ mod call;
 mod content;
 mod differ;
 mod export;
+mod home;
 mod kill;
 mod layers;
 mod lifecycle;
@@ -226,7 +227,7 @@ fn run_on(
     {
         limits.progress.set(&first.at, &first.text);
         let started = world
-            .start_in(&home.name.0, &first.expect)
+            .start_in(home, &first.expect)
             .map_err(|f| f.in_step(first))?;
         if !started {
             return Ok(None);

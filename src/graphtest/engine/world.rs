@@ -1,12 +1,12 @@
 //! What a scenario works on: the driver, its home, what is held, what the layers ought to hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::archives::Archive;
 use super::call::{Done, Fail, describe};
+use super::home::make_dir;
 use super::layers::Layers;
 use super::own::Own;
 use crate::graphdriver::{Capabilities, Driver};
@@ -97,20 +97,8 @@ impl<'a> World<'a> {
 
     /// Starts the first driver on a fresh home.
     pub fn start(&mut self) -> Done {
-        self.make_home()?;
+        make_dir(&self.home)?;
         self.init(&Expect::default()).map(|_| ())
-    }
-
-    /// The same with a home of another name; `false` when the driver refuses it, as stated.
-    pub fn start_in(&mut self, name: &[u8], expect: &Expect) -> Done<bool> {
-        self.home = self.homes().join(std::ffi::OsStr::from_bytes(name));
-        self.make_home()?;
-        self.init(expect)
-    }
-
-    fn make_home(&self) -> Done {
-        std::fs::create_dir_all(&self.home)
-            .map_err(|e| Fail::new(format!("no home {}: {e}", self.home.display())))
     }
 
     /// Starts a driver on the home; `false` when that fails as stated.
@@ -261,7 +249,7 @@ impl<'a> World<'a> {
     }
 
     /// The directory that the driver's home is in.
-    fn homes(&self) -> &Path {
+    pub fn homes(&self) -> &Path {
         self.own.map_or(&self.dir, Own::dir)
     }
 

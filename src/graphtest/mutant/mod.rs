@@ -7,6 +7,7 @@
 mod base;
 mod calls;
 mod child;
+mod edges;
 mod files;
 mod mounts;
 mod persist;

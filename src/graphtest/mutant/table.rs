@@ -2,7 +2,9 @@
 
 use super::recipe::Recipe;
 use super::select::SelectBug;
-use super::{Make, Mutant, calls, child, mounts, persist, put, quota, report, stream, transfer};
+use super::{
+    Make, Mutant, calls, child, edges, mounts, persist, put, quota, report, stream, transfer,
+};
 
 macro_rules! mutants {
     ($($name:literal $about:literal $make:expr;)*) => {
@@ -223,6 +225,11 @@ mutants! {
     "id-cut" "Ids are cut to 60 bytes." Bug(calls::IdCut::make);
     "id-lowercased" "Ids are made lower case." Bug(calls::IdLowercased::make);
     "colon-unescaped" "A colon, comma or backslash in the home's path breaks the mount options." R(Recipe::child(child::colon_unescaped));
+
+    // edges
+    "long-paths-lost" "A child has nothing whose path is longer than 1000 bytes." R(Recipe::child(edges::long_paths_lost));
+    "mounts-sought-unresolved" "Mounts below a home that is a symbolic link are not found." Bug(edges::SoughtUnresolved::make);
+    "mount-table-not-unescaped" "After a restart, mounts whose path the mount table escapes are not found." Bug(edges::NotUnescaped::make);
 
     // recovery
     "restart-forgets" "Layers made before a restart do not exist after it." Bug(persist::RestartForgets::make);

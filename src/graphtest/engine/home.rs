@@ -1,0 +1,72 @@
+//! Homes of other names than usual, and homes that are reached or lie otherwise.
+
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::call::{Done, Fail};
+use super::world::World;
+use crate::graphtest::step::{Expect, HomeStep};
+use crate::sys;
+use crate::sys::mount::{MountFlags, escape_overlay_path};
+
+/// Makes a directory and those above it.
+pub(super) fn make_dir(path: &Path) -> Done {
+    std::fs::create_dir_all(path).map_err(|e| cannot("make the directory", path, e))
+}
+
+fn cannot(what: &str, path: &Path, e: impl Display) -> Fail {
+    Fail::new(format!("cannot {what} {}: {e}", path.display()))
+}
+
+impl World<'_> {
+    /// Makes the home as a step says and starts the first driver on it; `false` when the driver refuses it, as stated.
+    pub fn start_in(&mut self, step: &HomeStep, expect: &Expect) -> Done<bool> {
+        let below = self.stacked(step.overlays.unwrap_or(0))?;
+        self.home = below.join(OsStr::from_bytes(&step.name.0));
+        if step.link {
+            let behind = below.join("behind-the-link");
+            make_dir(&behind)?;
+            make_dir(self.home.parent().unwrap_or(&below))?;
+            symlink(&behind, &self.home).map_err(|e| cannot("make the link", &self.home, e))?;
+        } else {
+            make_dir(&self.home)?;
+        }
+        self.init(expect)
+    }
+
+    /// A directory on that many overlays, the upper directories of which lie on the backing; they are taken away with the scenario's
+    /// directory.
+    fn stacked(&self, overlays: u32) -> Done<PathBuf> {
+        let mut on = self.homes().to_path_buf();
+        for level in 1..=overlays {
+            let at = self.homes().join(format!("overlay-{level}"));
+            let [lower, upper, work, merged] =
+                ["lower", "upper", "work", "merged"].map(|name| at.join(name));
+            for dir in [&lower, &upper, &work, &merged] {
+                make_dir(dir)?;
+            }
+            let lower = if level == 1 { &lower } else { &on };
+            let options = [
+                ("lowerdir=", lower),
+                (",upperdir=", &upper),
+                (",workdir=", &work),
+            ];
+            let mut data: Vec<u8> = Vec::new();
+            for (key, dir) in options {
+                data.extend_from_slice(key.as_bytes());
+                data.extend_from_slice(&escape_overlay_path(dir));
+            }
+            if sys::ns::in_user_ns() {
+                data.extend_from_slice(b",userxattr");
+            }
+            let source = Path::new("overlay");
+            sys::mount::mount(source, &merged, "overlay", MountFlags::empty(), &data)
+                .map_err(|e| cannot("mount an overlay at", &merged, e))?;
+            on = merged;
+        }
+        Ok(on)
+    }
+}
