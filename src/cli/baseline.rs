@@ -177,6 +177,8 @@ mod tests {
                 not_claimed: Vec::new(),
                 driver: BTreeMap::new(),
                 left: Vec::new(),
+                damage: Vec::new(),
+                notes: Vec::new(),
                 results: results.iter().map(one).collect(),
             }],
             totals: Totals::default(),

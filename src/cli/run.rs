@@ -12,7 +12,7 @@ use super::{setup, usage};
 use crate::graphtest::Library;
 use crate::graphtest::known::Known;
 use crate::graphtest::report::{Report, Wanted};
-use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run};
+use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run, suited};
 use crate::graphtest::shard::Shard;
 
 #[derive(Debug, ClapArgs)]
@@ -83,20 +83,26 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let rules = rules(args)?;
     let library = select::library(&args.scenarios.suite)?;
     let cells = cells(args, &library, failed.as_ref())?;
-    let (cells, part) = match args.shard {
-        None => (cells, None),
-        Some(shard) => {
-            let (cells, part) = shard.take(cells).map_err(usage)?;
-            (cells, Some(part))
-        }
-    };
-    let register = setup::register()?;
+    let register = Arc::new(setup::register()?);
     let (user, note) = setup::namespaces(args.keep);
     if let Some(note) = note {
         eprintln!("note: {note}");
     }
     setup::raise_open_files();
     let stop = setup::interrupts()?;
+    let cells = if args.cells.any_backing() && failed.is_none() {
+        suited(cells, &register)
+    } else {
+        cells
+    };
+    let (cells, part) = match args.shard.map(|shard| shard.take(cells.clone())) {
+        None => (cells, None),
+        Some(Ok((cells, part))) => (cells, Some(part)),
+        Some(Err(few)) => {
+            register.close()?;
+            return Err(usage(few));
+        }
+    };
     let options = Options {
         jobs: args.jobs.map_or_else(|| 4 * cpus(), usize::from),
         timeout: args.timeout,

@@ -46,6 +46,13 @@ pub(super) struct CellArgs {
     pub(super) matrix: Option<PathBuf>,
 }
 
+impl CellArgs {
+    /// Whether the backings are left open.
+    pub(super) fn any_backing(&self) -> bool {
+        self.on.is_empty() && self.matrix.is_none()
+    }
+}
+
 /// The built-in suites, or those of files.
 pub(super) fn library(suites: &[PathBuf]) -> anyhow::Result<Library> {
     let loaded = if suites.is_empty() {

@@ -83,10 +83,11 @@ impl fmt::Display for CellStart {
 }
 
 /// What became of a cell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CellStatus {
     /// Its scenarios were run.
+    #[default]
     Ran,
     /// It cannot run here and was not asked for by name.
     Skipped,
@@ -143,7 +144,7 @@ impl CaseResult {
 }
 
 /// How a cell ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CellEnd {
     /// What became of it.
     pub status: CellStatus,
@@ -151,6 +152,12 @@ pub struct CellEnd {
     pub reason: Option<String>,
     /// What it left behind.
     pub left: Vec<String>,
+    /// What is wrong with its filesystem now, as its checker and the kernel say.
+    #[serde(default)]
+    pub damage: Vec<String>,
+    /// What could not be checked, and other trouble that the kernel told in the meantime.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One event of a run. `cell` is an index into [`RunStart::cells`].

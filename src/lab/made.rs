@@ -158,8 +158,8 @@ impl Register {
     ///
     /// # Errors
     /// The run's file cannot be removed.
-    pub fn close(self) -> io::Result<Vec<PathBuf>> {
-        let mut dirs = self.dirs.into_inner().unwrap_or_else(|e| e.into_inner());
+    pub fn close(&self) -> io::Result<Vec<PathBuf>> {
+        let mut dirs = std::mem::take(&mut *lock(&self.dirs));
         dirs.retain(|d| fs::symlink_metadata(d).is_ok());
         if dirs.is_empty() {
             fs::remove_file(&self.path)?;

@@ -55,13 +55,15 @@ fn suite(report: &Report, cell: &Cell) -> TestSuite {
             ));
         }
     }
-    if !cell.left.is_empty() {
-        let status = TestCaseStatus::non_success(NonSuccessKind::Error);
-        suite.add_test_case(cell_case(
-            cell,
-            status,
-            &format!("left behind: {}", cell.left.join("; ")),
-        ));
+    for (kind, what, lines) in [
+        (NonSuccessKind::Error, "left behind", &cell.left),
+        (NonSuccessKind::Failure, "damaged", &cell.damage),
+    ] {
+        if !lines.is_empty() {
+            let status = TestCaseStatus::non_success(kind);
+            let message = format!("{what}: {}", lines.join("; "));
+            suite.add_test_case(cell_case(cell, status, &message));
+        }
     }
     suite.add_test_cases(cell.results.iter().map(|r| case(cell, r)));
     suite

@@ -69,6 +69,8 @@ impl Report {
                 }
                 into.planned += cell.planned;
                 into.left.extend(cell.left);
+                into.damage.extend(cell.damage);
+                into.notes.extend(cell.notes);
                 into.results.extend(cell.results);
             }
         }

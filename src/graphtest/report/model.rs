@@ -66,6 +66,12 @@ pub struct Cell {
     /// What it left behind.
     #[serde(default)]
     pub left: Vec<String>,
+    /// What is wrong with its filesystem now, as its checker and the kernel say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<String>,
+    /// What could not be checked, and other trouble that the kernel told in the meantime.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The results.
     pub results: Vec<CaseResult>,
 }
@@ -152,12 +158,15 @@ impl Cell {
             }
             CellStatus::Ran => {}
         }
-        let bad: Vec<String> = ["must", "should"]
+        let mut bad: Vec<String> = ["must", "should"]
             .into_iter()
             .map(|level| (level, self.count(level, Outcome::is_bad)))
             .filter(|(_, n)| *n > 0)
             .map(|(level, n)| format!("{n} {level}"))
             .collect();
+        if !self.damage.is_empty() {
+            bad.push("its filesystem is damaged".to_string());
+        }
         let totals = self.totals();
         if !bad.is_empty() {
             return format!("does not conform: {}", bad.join(", "));
@@ -207,6 +216,8 @@ impl Report {
             not_claimed: Vec::new(),
             driver: BTreeMap::new(),
             left: Vec::new(),
+            damage: Vec::new(),
+            notes: Vec::new(),
             results: Vec::new(),
         });
         Some(Self {
@@ -254,6 +265,8 @@ impl Report {
                     cell.status = end.status;
                     cell.reason.clone_from(&end.reason);
                     cell.left.clone_from(&end.left);
+                    cell.damage.clone_from(&end.damage);
+                    cell.notes.clone_from(&end.notes);
                     // Results come in as scenarios end; a report that can be compared with another has them in one order.
                     cell.results.sort_by_cached_key(CaseResult::label);
                 }

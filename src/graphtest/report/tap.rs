@@ -38,14 +38,15 @@ pub(super) fn render(report: &Report) -> String {
                 }
             }
         }
-        if !cell.left.is_empty() {
-            point(
-                &mut out,
-                false,
-                &format!("{}: gives back what it made", cell.name()),
-                "",
-            );
-            block(&mut out, &[], &cell.left);
+        for (what, lines) in [
+            ("gives back what it made", &cell.left),
+            ("leaves its filesystem whole", &cell.damage),
+        ] {
+            if !lines.is_empty() {
+                let name = format!("{}: {what}", cell.name());
+                point(&mut out, false, &name, "");
+                block(&mut out, &[], lines);
+            }
         }
     }
     for stale in &report.stale {

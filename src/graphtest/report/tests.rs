@@ -64,6 +64,7 @@ fn events() -> Vec<Event> {
             status,
             reason: reason.map(str::to_string),
             left: left.iter().map(|l| (*l).to_string()).collect(),
+            ..CellEnd::default()
         },
     };
     let case = |cell, result| Event::CaseFinished { cell, result };

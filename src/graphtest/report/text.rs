@@ -146,14 +146,17 @@ pub fn summary(paint: Paint, report: &Report) -> String {
     ] {
         section(&mut lines, paint, title, by_reason(report, outcome));
     }
-    let left = report
-        .cells
-        .iter()
-        .flat_map(|c| c.left.iter().map(move |l| (c, l)))
-        .map(|(cell, what)| format!("  {}: {}", cell.name(), printable(what)))
-        .collect();
-    let title = "Left behind (graphtest clean gives it back)";
-    section(&mut lines, paint, title, left);
+    let of_cells: [(_, fn(&Cell) -> &[String]); 3] = [
+        ("Left behind (graphtest clean gives it back)", |c| &c.left),
+        ("Damaged", |c| &c.damage),
+        ("Notes", |c| &c.notes),
+    ];
+    for (title, what) in of_cells {
+        let each = report.cells.iter();
+        let each = each.flat_map(|c| what(c).iter().map(move |w| (c, w)));
+        let each = each.map(|(cell, what)| format!("  {}: {}", cell.name(), printable(what)));
+        section(&mut lines, paint, title, each.collect());
+    }
     let stale = report.stale.iter().map(|s| format!("  {}", printable(s)));
     section(&mut lines, paint, "Stale known results", stale.collect());
     lines.push(paint.bold("Verdict:"));

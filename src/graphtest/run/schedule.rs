@@ -1,7 +1,7 @@
-//! Carrying out jobs on a few threads, with a time limit for each. A job past its limit is given up: its thread is left to itself, and
+//! Carrying out jobs on a few threads, as they come, with a time limit for each. A job past its limit is given up: its thread is left to itself, and
 //! another takes its place.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -15,11 +15,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long jobs that are going on may take to end after an interrupt.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What happened to a job, by its index.
+/// What became of a job.
 #[derive(Debug)]
 pub(super) enum Turn<R> {
-    /// It begins.
-    Started,
     /// It ended with this.
     Ended(R),
     /// It panicked, with this message.
@@ -30,12 +28,20 @@ pub(super) enum Turn<R> {
     Abandoned,
 }
 
+/// Where jobs come from, and what becomes of them goes to.
+pub(super) trait Feed<J, R> {
+    /// The next job, to be begun at once; `None`: none until another one has ended.
+    fn next(&mut self) -> Option<J>;
+    /// How long it may take.
+    fn limit(&self, job: &J) -> Duration;
+    /// What became of it.
+    fn ended(&mut self, job: &J, turn: Turn<R>);
+}
+
 /// What an orderly or interrupted end looks like.
 pub(super) struct Limits<'a> {
     /// How many jobs at a time; at least one.
     pub(super) threads: usize,
-    /// For one job.
-    pub(super) timeout: Duration,
     /// Once true, no job is begun any more, and those that go on get [`GRACE`].
     pub(super) stop: &'a dyn Fn() -> bool,
 }
@@ -44,41 +50,34 @@ pub(super) struct Limits<'a> {
 pub(super) type Work<J, R> = dyn Fn(&J, &Arc<Progress>) -> R + Send + Sync;
 
 /// A job that a worker is at.
-struct Running {
-    job: usize,
-    since: Instant,
+struct Running<J> {
+    job: Arc<J>,
+    /// When it is given up.
+    until: Instant,
     progress: Arc<Progress>,
 }
 
-type Order = (usize, Arc<Progress>);
+type Order<J> = (Arc<J>, Arc<Progress>);
 type Answer<R> = (u64, Result<R, String>);
 
 /// The threads, and who is at what.
 struct Crew<J, R> {
-    jobs: Arc<Vec<J>>,
     work: Arc<Work<J, R>>,
     answers: Sender<Answer<R>>,
     /// How many workers there have been.
     hired: u64,
-    idle: Vec<(u64, Sender<Order>)>,
-    running: HashMap<u64, (Running, Sender<Order>)>,
+    idle: Vec<(u64, Sender<Order<J>>)>,
+    running: HashMap<u64, (Running<J>, Sender<Order<J>>)>,
 }
 
-/// Carries out all jobs, in order as far as threads allow, and tells `on` what happens, from the calling thread; when `on` returns
-/// false, no job is begun any more.
-pub(super) fn run<J, R>(
-    jobs: Vec<J>,
-    limits: &Limits<'_>,
-    work: Arc<Work<J, R>>,
-    mut on: impl FnMut(usize, Turn<R>) -> bool,
-) where
+/// Carries out what the feed gives, until it gives nothing and nothing is going on. The feed is asked and told from the calling thread.
+pub(super) fn run<J, R>(feed: &mut impl Feed<J, R>, limits: &Limits<'_>, work: Arc<Work<J, R>>)
+where
     J: Send + Sync + 'static,
     R: Send + 'static,
 {
-    let mut queue: VecDeque<usize> = (0..jobs.len()).collect();
     let (sender, answers) = channel();
     let mut crew = Crew {
-        jobs: Arc::new(jobs),
         work,
         answers: sender,
         hired: 0,
@@ -89,69 +88,56 @@ pub(super) fn run<J, R>(
     loop {
         if stopped_at.is_none() && (limits.stop)() {
             stopped_at = Some(Instant::now());
-            queue.clear();
         }
-        while crew.running.len() < limits.threads.max(1)
-            && let Some(job) = queue.pop_front()
+        while stopped_at.is_none()
+            && crew.running.len() < limits.threads.max(1)
+            && let Some(job) = feed.next()
         {
-            crew.begin(job);
-            if !on(job, Turn::Started) {
-                queue.clear();
-            }
+            let limit = feed.limit(&job);
+            crew.begin(job, limit);
         }
         if crew.running.is_empty() {
             return;
         }
-        if let Some((job, turn)) = crew.answer(&answers)
-            && !on(job, turn)
-        {
-            queue.clear();
+        if let Some((job, turn)) = crew.answer(&answers) {
+            feed.ended(&job, turn);
         }
         let no_more_grace = stopped_at.is_some_and(|t| t.elapsed() >= GRACE);
-        for (job, progress) in crew.give_up(limits.timeout, no_more_grace) {
+        for (job, progress) in crew.give_up(no_more_grace) {
             let turn = if no_more_grace {
                 Turn::Abandoned
             } else {
                 Turn::TimedOut(progress)
             };
-            if !on(job, turn) {
-                queue.clear();
-            }
+            feed.ended(&job, turn);
         }
     }
 }
 
 impl<J: Send + Sync + 'static, R: Send + 'static> Crew<J, R> {
     /// Hands a job to an idle worker, or to a new one.
-    fn begin(&mut self, job: usize) {
+    fn begin(&mut self, job: J, limit: Duration) {
         let (id, orders) = self.idle.pop().unwrap_or_else(|| self.hire());
-        let progress = Arc::<Progress>::default();
+        let (job, progress) = (Arc::new(job), Arc::<Progress>::default());
         // A worker ends only when its orders are dropped, so that sending cannot fail.
-        let _ = orders.send((job, Arc::clone(&progress)));
-        self.running.insert(
-            id,
-            (
-                Running {
-                    job,
-                    since: Instant::now(),
-                    progress,
-                },
-                orders,
-            ),
-        );
+        let _ = orders.send((Arc::clone(&job), Arc::clone(&progress)));
+        let now = Instant::now();
+        let running = Running {
+            job,
+            // A limit beyond what a clock can say is none that is ever met.
+            until: now.checked_add(limit).unwrap_or(now + FAR),
+            progress,
+        };
+        self.running.insert(id, (running, orders));
     }
 
-    fn hire(&mut self) -> (u64, Sender<Order>) {
+    fn hire(&mut self) -> (u64, Sender<Order<J>>) {
         self.hired += 1;
-        let (id, (sender, orders)) = (self.hired, channel::<Order>());
-        let (jobs, work, answers) = (
-            Arc::clone(&self.jobs),
-            Arc::clone(&self.work),
-            self.answers.clone(),
-        );
+        let (id, (sender, orders)) = (self.hired, channel::<Order<J>>());
+        let (work, answers) = (Arc::clone(&self.work), self.answers.clone());
         std::thread::spawn(move || {
             for (job, progress) in orders {
-                let result = catch_unwind(AssertUnwindSafe(|| work(&jobs[job], &progress)));
+                let result = catch_unwind(AssertUnwindSafe(|| work(&job, &progress)));
                 let result = result.map_err(|panic| panic_message(panic.as_ref()));
                 if answers.send((id, result)).is_err() {
                     return;
@@ -162,7 +148,7 @@ impl<J: Send + Sync + 'static, R: Send + 'static> Crew<J, R> {
     }
 
     /// Waits a little for a worker to end its job.
-    fn answer(&mut self, answers: &Receiver<Answer<R>>) -> Option<(usize, Turn<R>)> {
+    fn answer(&mut self, answers: &Receiver<Answer<R>>) -> Option<(Arc<J>, Turn<R>)> {
         let (id, result) = match answers.recv_timeout(TICK) {
             Ok(answer) => answer,
             // The crew itself holds a sender.
@@ -175,13 +161,15 @@ impl<J: Send + Sync + 'static, R: Send + 'static> Crew<J, R> {
     }
 
     /// Gives up the workers that are past the limit, or all of them. They end once they are done with their job.
-    fn give_up(&mut self, limit: Duration, all: bool) -> Vec<(usize, Arc<Progress>)> {
-        let late = self
-            .running
-            .extract_if(|_, (r, _)| all || r.since.elapsed() >= limit);
+    fn give_up(&mut self, all: bool) -> Vec<(Arc<J>, Arc<Progress>)> {
+        let now = Instant::now();
+        let late = self.running.extract_if(|_, (r, _)| all || r.until <= now);
         late.map(|(_, (r, _))| (r.job, r.progress)).collect()
     }
 }
+
+/// A year.
+const FAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
@@ -192,15 +180,44 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
-    fn limits(threads: usize, timeout_ms: u64, stop: &dyn Fn() -> bool) -> Limits<'_> {
-        Limits {
-            threads,
-            timeout: Duration::from_millis(timeout_ms),
-            stop,
+    /// Numbers from a list; what became of each, in words.
+    struct Numbers {
+        rest: std::vec::IntoIter<usize>,
+        limit: Duration,
+        ends: Vec<(usize, String)>,
+    }
+
+    impl Numbers {
+        fn new(count: usize, limit_ms: u64) -> Self {
+            Self {
+                rest: (0..count).collect::<Vec<_>>().into_iter(),
+                limit: Duration::from_millis(limit_ms),
+                ends: Vec::new(),
+            }
+        }
+    }
+
+    impl Feed<usize, usize> for Numbers {
+        fn next(&mut self) -> Option<usize> {
+            self.rest.next()
+        }
+
+        fn limit(&self, _: &usize) -> Duration {
+            self.limit
+        }
+
+        fn ended(&mut self, job: &usize, turn: Turn<usize>) {
+            let end = match turn {
+                Turn::Ended(r) => format!("ended {r}"),
+                Turn::Panicked(why) => format!("panicked {why}"),
+                Turn::TimedOut(_) => "timed out".to_string(),
+                Turn::Abandoned => "abandoned".to_string(),
+            };
+            self.ends.push((*job, end));
         }
     }
 
@@ -210,29 +227,22 @@ mod tests {
             let work = Arc::new(|job: &usize, _: &Arc<Progress>| {
                 match job % 4 {
                     1 => panic!("job {job}"),
-                    2 => std::thread::sleep(Duration::from_millis(2000)),
+                    2 => std::thread::sleep(Duration::from_secs(2)),
                     _ => {}
                 }
                 *job
             });
-            let mut ends: Vec<(usize, String)> = Vec::new();
-            let mut started = 0;
+            let mut feed = Numbers::new(8, 1000);
+            let stop = || false;
             run(
-                (0..8).collect(),
-                &limits(threads, 1000, &|| false),
-                work,
-                |job, turn| {
-                    match turn {
-                        Turn::Started => started += 1,
-                        Turn::Ended(r) => ends.push((job, format!("ended {r}"))),
-                        Turn::Panicked(why) => ends.push((job, format!("panicked {why}"))),
-                        Turn::TimedOut(_) => ends.push((job, "timed out".to_string())),
-                        Turn::Abandoned => ends.push((job, "abandoned".to_string())),
-                    }
-                    true
+                &mut feed,
+                &Limits {
+                    threads,
+                    stop: &stop,
                 },
+                work,
             );
-            ends.sort();
+            feed.ends.sort();
             let expected: Vec<(usize, String)> = (0..8)
                 .map(|j| match j % 4 {
                     1 => (j, format!("panicked job {j}")),
@@ -240,33 +250,27 @@ mod tests {
                     _ => (j, format!("ended {j}")),
                 })
                 .collect();
-            assert_eq!((ends, started), (expected, 8));
+            assert_eq!(feed.ends, expected);
         }
     }
 
     #[test]
-    fn no_job_begins_after_a_stop_or_a_refusal() {
+    fn no_job_begins_after_a_stop_and_no_limit_is_too_long() {
         let begun = Arc::new(AtomicUsize::new(0));
-        for by_signal in [true, false] {
-            begun.store(0, Ordering::SeqCst);
-            let stop = AtomicBool::new(false);
-            let count = Arc::clone(&begun);
-            let work = Arc::new(move |_: &usize, _: &Arc<Progress>| {
-                count.fetch_add(1, Ordering::SeqCst);
-                std::thread::sleep(Duration::from_millis(50));
-            });
-            let asked = || stop.load(Ordering::SeqCst);
-            run(
-                (0..100).collect(),
-                &limits(1, 5000, &asked),
-                work,
-                |_, turn| {
-                    let ended = matches!(turn, Turn::Ended(()));
-                    stop.store(ended && by_signal, Ordering::SeqCst);
-                    by_signal || !ended
-                },
-            );
-            assert_eq!(begun.load(Ordering::SeqCst), 1);
-        }
+        let count = Arc::clone(&begun);
+        let work = Arc::new(move |job: &usize, _: &Arc<Progress>| {
+            count.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(50));
+            *job
+        });
+        let mut feed = Numbers::new(100, u64::MAX);
+        let stop = || begun.load(Ordering::SeqCst) > 0;
+        let limits = Limits {
+            threads: 1,
+            stop: &stop,
+        };
+        run(&mut feed, &limits, work);
+        assert_eq!(begun.load(Ordering::SeqCst), 1);
+        assert_eq!(feed.ends, [(0, "ended 0".to_string())]);
     }
 }

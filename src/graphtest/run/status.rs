@@ -37,7 +37,10 @@ impl Status {
             || report.cells.iter().any(|c| c.status == CellStatus::Error)
         {
             Self::Harness
-        } else if totals.fail + totals.xpass > 0 || !report.stale.is_empty() {
+        } else if totals.fail + totals.xpass > 0
+            || !report.stale.is_empty()
+            || report.cells.iter().any(|c| !c.damage.is_empty())
+        {
             Self::Failed
         } else if report.cells.iter().any(|c| !c.left.is_empty()) {
             Self::Left
