@@ -7,8 +7,8 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::lab::{Register, dead_runs, state_dir};
-use crate::sys::ns::{enter_private_mount_ns, enter_user_ns};
+use crate::lab::{Register, dead_runs, enter_mount_namespace, state_dir};
+use crate::sys::ns::enter_user_ns;
 
 /// Enters namespaces so that no mount can outlive the process: as root a mount namespace; as an ordinary user a user
 /// namespace with it. Returns whose rights the process has now, and what could not be had and why.
@@ -19,12 +19,12 @@ pub(super) fn namespaces(keep: bool) -> (String, Option<String>) {
         let note = if keep {
             None
         } else {
-            enter_private_mount_ns().err()
+            enter_mount_namespace().err()
         };
         let note = note.map(|e| format!("no mount namespace of its own: {e}; mounts of an interrupted run will stay until `graphtest clean`"));
         return (user(), note);
     }
-    let entered = enter_user_ns().and_then(|()| enter_private_mount_ns());
+    let entered = enter_user_ns().and_then(|()| enter_mount_namespace());
     let note = entered.err().map(|e| {
         format!(
             "no user namespace: {e}; what needs mounts or several owners is skipped. Run as root, or allow user namespaces \

@@ -1,9 +1,11 @@
 //! Where a driver's home can live: backings, made for a cell and given back.
 
 mod backing;
+mod clean;
 mod damage;
 mod facts;
 mod kinds;
+mod leftover;
 mod made;
 mod overlay;
 mod own;
@@ -19,8 +21,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use backing::Backing;
+pub use clean::{Cleaned, clean, dead_runs};
 pub use facts::{Fact, Facts};
-pub use made::{Cleaned, Register, clean, dead_runs, state_dir};
+pub use leftover::enter_mount_namespace;
+pub use made::{Register, state_dir};
 pub use own::{Fresh, Journal, OwnBacking};
 pub use provision::{GivenBack, Provisioned, provision};
 

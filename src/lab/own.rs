@@ -109,6 +109,7 @@ impl OwnBacking {
 
     /// Leaves it in place until the place it was made at is given back.
     pub fn keep(mut self) {
+        self.stack().leave();
         self.given_back = true;
     }
 
@@ -123,7 +124,7 @@ impl OwnBacking {
         {
             let mut stack = self.stack();
             match stack.unmount() {
-                Ok(()) if check => given.add(stack.check()),
+                Ok(()) if check => given.add(stack.damage()),
                 Ok(()) => {}
                 Err(why) => given.left.push(why),
             }

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::damage::{self, Damage};
+use super::damage::Damage;
 use super::own::Source;
 use super::stack::Stack;
 use super::{Backing, Place, Register};
-use crate::sys::kmsg::KernelLog;
 use crate::sys::mount::mounts_below;
 
 /// How often, and after what pauses, giving back is tried.
@@ -26,8 +25,6 @@ pub struct Provisioned {
     /// The directory made for it, which the register knows.
     made: PathBuf,
     stack: Stack,
-    /// The kernel's log from the moment before it was mounted.
-    log: Option<KernelLog>,
 }
 
 /// What came of giving back.
@@ -54,13 +51,14 @@ impl Provisioned {
     /// filesystem's checker, some tens of milliseconds for a small one.
     pub fn give_back(mut self, register: &Register) -> GivenBack {
         let mut given = GivenBack::default();
-        let devices = self.stack.devices().to_vec();
-        match self.stack.unmount() {
-            Ok(()) => given.add(self.stack.check()),
-            Err(why) => given.left.push(why),
+        let unmounted = self.stack.unmount();
+        if unmounted.is_ok() {
+            given.add(self.stack.damage());
         }
-        if let Some(log) = &mut self.log {
-            given.add(damage::complaints(log, &devices));
+        if let Err(why) = unmounted {
+            // It stays registered for `clean`, with the image by which its loop device is found.
+            given.left.push(why);
+            return given;
         }
         // The thread of a scenario that was given up may still be making files; it ends when its home is gone.
         let mut tries = 0;
@@ -107,8 +105,8 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
         .make_dir(&parent)
         .map_err(|e| said("make a directory in", e))?;
     let result = (|| {
-        let log = KernelLog::from_now().ok();
-        let stack = Stack::make(backing.kind, &made, None)?;
+        let mut stack = Stack::make(backing.kind, &made, None)?;
+        stack.watch();
         let mut place =
             Place::probe(stack.on(), backing.to_string()).map_err(|e| said("write in", e))?;
         if backing.is_made() {
@@ -123,7 +121,6 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
             filesystem,
             made: made.clone(),
             stack,
-            log,
         })
     })();
     if result.is_err() {

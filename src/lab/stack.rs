@@ -31,10 +31,14 @@ pub(super) struct Stack {
     limits: String,
     /// The files behind the loop devices.
     images: Vec<PathBuf>,
-    /// The loop devices that were mounted last.
-    devices: Vec<u32>,
+    /// The loop devices that are mounted. They are held open, so that nobody else has them before the last look at the kernel's log.
+    devices: Vec<Attached>,
     /// The program that serves it.
     daemon: Option<Child>,
+    /// The kernel's log since the last look; `None` where nobody asks for it.
+    log: Option<KernelLog>,
+    /// What it said.
+    found: Damage,
 }
 
 impl Stack {
@@ -54,6 +58,8 @@ impl Stack {
             images: Vec::new(),
             devices: Vec::new(),
             daemon: None,
+            log: None,
+            found: Damage::default(),
         };
         fs::create_dir(stack.on())?;
         match &kind.recipe {
@@ -84,9 +90,17 @@ impl Stack {
         self.base.join("on")
     }
 
-    /// The loop devices that hold it now.
-    pub(super) fn devices(&self) -> &[u32] {
-        &self.devices
+    /// What the kernel's log says about it from now on is damage, to be told by [`Stack::damage`].
+    pub(super) fn watch(&mut self) {
+        match KernelLog::from_now() {
+            Ok(log) => self.log = Some(log),
+            Err(e) => self.found.notes.push(format!("the kernel's log: {e}")),
+        }
+    }
+
+    /// Lets go of the loop devices but leaves them mounted, for whoever comes later.
+    pub(super) fn leave(&mut self) {
+        self.devices.clear();
     }
 
     fn make_images(&mut self, image: &Image, wanted: Option<&Fresh>) -> io::Result<()> {
@@ -129,7 +143,6 @@ impl Stack {
             }
             Recipe::Image(image) => {
                 let attached = self.attach()?;
-                self.devices = attached.iter().map(|a| a.number).collect();
                 let mut options = image.options.to_string();
                 for other in &attached[1..] {
                     options += &format!(",device={}", other.node.display());
@@ -137,9 +150,11 @@ impl Stack {
                 let options = options.trim_start_matches(',').as_bytes();
                 let mut log = KernelLog::from_now().ok();
                 mount(&attached[0].node, &on, image.fs_type, none, options).map_err(|e| {
-                    let why = damage::about(log.as_mut(), &self.devices);
+                    let why = damage::about(log.as_mut(), &numbers(&attached));
                     said(&format!("mount of {}", self.kind.name), e_with(e, &why))
-                })
+                })?;
+                self.devices = attached;
+                Ok(())
             }
         }
     }
@@ -161,38 +176,30 @@ impl Stack {
     /// What still holds on to it.
     pub(super) fn unmount(&mut self) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;
-        let held = self.hold();
         umount_below(&self.base).map_err(|e| e.to_string())?;
-        forget(held, until);
+        for device in &self.devices {
+            // A filesystem that is in use, here or in another mount namespace, keeps the device from being opened for one alone.
+            wait_until(until, || device.is_unclaimed()).map_err(|()| busy(device))?;
+            if self.is_btrfs() {
+                // It would take a filesystem for the one that it knew under the same id, or refuse it. Not being able to is no harm.
+                let _ = wait_until(until, || !matches!(forget_btrfs(&device.node), Ok(false)));
+            }
+        }
+        if let Some(log) = &mut self.log {
+            let found = damage::complaints(log, &numbers(&self.devices));
+            self.found.damage.extend(found.damage);
+            self.found.notes.extend(found.notes);
+        }
         if let Some(daemon) = self.daemon.take() {
             overlay::wait_for(daemon, until)?;
         }
-        for (number, image) in self.devices.iter().zip(&self.images) {
-            while loopdev::file_behind(*number).as_deref() == Some(image) {
-                if Instant::now() > until {
-                    return Err(format!(
-                        "/dev/loop{number}: still in use, with {} behind it",
-                        image.display()
-                    ));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+        for (device, image) in self.devices.drain(..).zip(&self.images) {
+            let Attached { number, node, file } = device;
+            drop(file);
+            let gone = || loopdev::file_behind(number).as_deref() != Some(image);
+            wait_until(until, gone).map_err(|()| format!("{}: still open", node.display()))?;
         }
-        self.devices.clear();
         Ok(())
-    }
-
-    /// Opens the loop devices of a btrfs, so that nobody gets them before the kernel has forgotten what was on them: it would take a
-    /// filesystem for the one that it knew under the same id, or refuse it.
-    fn hold(&self) -> Vec<(PathBuf, File)> {
-        if !self.is_btrfs() {
-            return Vec::new();
-        }
-        let open = |number: &u32| {
-            let node = loopdev::node_of(*number, &self.base).ok()?;
-            File::open(&node).ok().map(|file| (node, file))
-        };
-        self.devices.iter().filter_map(open).collect()
     }
 
     fn is_btrfs(&self) -> bool {
@@ -225,7 +232,7 @@ impl Stack {
         // The checkers want a journal that has been replayed, which is what mounting does.
         self.mount()?;
         self.unmount().map_err(io::Error::other)?;
-        let damage = self.check().damage;
+        let damage = self.damage().damage;
         if !damage.is_empty() {
             let why = format!("damaged by a cut of its power: {}", damage.join("; "));
             return Err(io::Error::other(why));
@@ -246,23 +253,38 @@ impl Stack {
         remount(&self.on(), flags).map_err(|e| said(&format!("remount of {}", self.kind.name), e))
     }
 
-    /// Checks the images for damage, which must not be mounted.
-    pub(super) fn check(&self) -> Damage {
-        match &self.kind.recipe {
-            Recipe::Image(image) => damage::check(image, &self.images, &self.base),
-            _ => Damage::default(),
+    /// What is wrong with it: by the kernel's log, if it was watched, and by its checker. It must not be mounted.
+    pub(super) fn damage(&mut self) -> Damage {
+        let mut found = std::mem::take(&mut self.found);
+        if let Recipe::Image(image) = &self.kind.recipe {
+            let checked = damage::check(image, &self.images, &self.base);
+            found.damage.extend(checked.damage);
+            found.notes.extend(checked.notes);
         }
+        found
     }
 }
 
-/// Makes the kernel forget the btrfs on devices that are held open, as soon as it is not mounted any more.
-fn forget(held: Vec<(PathBuf, File)>, until: Instant) {
-    for (node, _open) in held {
-        // Not being able to is no harm: the kernel then keeps a line of memory.
-        while matches!(forget_btrfs(&node), Ok(false)) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
+fn numbers(devices: &[Attached]) -> Vec<u32> {
+    devices.iter().map(|d| d.number).collect()
+}
+
+fn busy(device: &Attached) -> String {
+    format!(
+        "{}: still in use after it was unmounted",
+        device.node.display()
+    )
+}
+
+/// Waits until something holds, but not longer than that.
+fn wait_until(until: Instant, mut holds: impl FnMut() -> bool) -> Result<(), ()> {
+    while !holds() {
+        if Instant::now() > until {
+            return Err(());
         }
+        std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
 }
 
 fn said(what: &str, e: io::Error) -> io::Error {

@@ -1,9 +1,9 @@
 //! Backings as a whole: made, used, looked at, given back.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Backing, Fact, Fresh, Journal, Provisioned, Register, provision};
+use super::{Backing, Fact, Fresh, Journal, Provisioned, Register, clean, provision};
 use crate::sys::loopdev;
 
 fn root() {
@@ -13,34 +13,42 @@ fn root() {
     );
 }
 
-/// A register in a directory of the test's own.
+/// A register in a directory of the test's own. A test that fails leaves nothing on the machine either.
 struct Bench {
     tmp: tempfile::TempDir,
-    register: Register,
+    register: Option<Register>,
 }
 
 impl Bench {
     fn new() -> Self {
         root();
         let tmp = tempfile::tempdir().unwrap();
-        let register = Register::open(&tmp.path().join("state")).unwrap();
+        let register = Some(Register::open(&tmp.path().join("state")).unwrap());
         Self { tmp, register }
     }
 
-    fn provision(&self, name: &str) -> Provisioned {
-        provision(&name.parse::<Backing>().unwrap(), &self.register).unwrap()
+    fn register(&self) -> &Register {
+        self.register.as_ref().unwrap()
     }
 
-    fn end(self) {
-        let id = self.register.id().to_string();
-        assert_eq!(
-            self.register.close().unwrap(),
-            Vec::<std::path::PathBuf>::new()
-        );
+    fn provision(&self, name: &str) -> Provisioned {
+        provision(&name.parse::<Backing>().unwrap(), self.register()).unwrap()
+    }
+
+    fn end(mut self) {
+        let register = self.register.take().unwrap();
+        let id = register.id().to_string();
+        assert_eq!(register.close().unwrap(), Vec::<PathBuf>::new());
         let loops = loopdev::attached().unwrap();
         let of_it = |p: &Path| p.to_string_lossy().contains(&id);
         assert!(!loops.iter().any(|(_, p)| of_it(p)), "{loops:?}");
-        drop(self.tmp);
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        drop(self.register.take());
+        let _ = clean(&self.tmp.path().join("state"));
     }
 }
 
@@ -49,7 +57,7 @@ fn every_filesystem_is_made_used_checked_and_given_back() {
     let bench = Bench::new();
     for backing in Backing::all().into_iter().filter(Backing::is_made) {
         let name = backing.to_string();
-        let made = match provision(&backing, &bench.register) {
+        let made = match provision(&backing, bench.register()) {
             Ok(made) => made,
             // Kernels lack what these need, and the error must say so.
             Err(e) => {
@@ -72,7 +80,7 @@ fn every_filesystem_is_made_used_checked_and_given_back() {
         assert_eq!(made.place.backing, name);
         assert!(made.place.facts.has(Fact::OwnBacking));
         fs::write(made.place.dir.join("file"), vec![7; 1 << 20]).unwrap();
-        let given = made.give_back(&bench.register);
+        let given = made.give_back(bench.register());
         assert!(
             given.left.is_empty() && given.damage.is_empty(),
             "{name}: {given:?}"
@@ -115,11 +123,11 @@ fn a_fresh_one_can_be_filled_and_the_cell_goes_on() {
             assert_eq!(e.kind(), std::io::ErrorKind::StorageFull);
         });
         assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
-        // One that is dropped goes too, and one that is forgotten goes with the cell.
+        // One that is dropped goes too, and one that is kept goes with the cell.
         drop(made.place.fresh(&wanted).unwrap());
-        std::mem::forget(made.place.fresh(&wanted).unwrap());
+        made.place.fresh(&wanted).unwrap().keep();
         assert_eq!(
-            made.give_back(&bench.register),
+            made.give_back(bench.register()),
             super::GivenBack::default(),
             "{name}"
         );
@@ -144,12 +152,12 @@ fn inodes_are_limited_where_there_is_a_limit() {
         }
         assert!(count > 1000, "{name}: {count}");
         assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
-        let _ = made.give_back(&bench.register);
+        let _ = made.give_back(bench.register());
     }
     let made = bench.provision("btrfs");
     let why = made.place.fresh(&wanted).unwrap_err();
     assert_eq!(why.kind(), std::io::ErrorKind::Unsupported, "{why}");
-    let _ = made.give_back(&bench.register);
+    let _ = made.give_back(bench.register());
     bench.end();
 }
 
@@ -177,7 +185,7 @@ fn a_cut_of_power_keeps_what_was_synced() {
         assert!(at("named").exists(), "{name}");
         assert_ne!(fs::read(at("named")).unwrap(), vec![7; 100_000], "{name}");
         assert_eq!(own.give_back(), super::GivenBack::default(), "{name}");
-        let given = made.give_back(&bench.register);
+        let given = made.give_back(bench.register());
         assert_eq!(given, super::GivenBack::default(), "{name}");
     }
     let made = bench.provision("tmpfs");
@@ -191,6 +199,6 @@ fn a_cut_of_power_keeps_what_was_synced() {
         .unwrap()
         .cut_power(Journal::Lost, || ());
     assert_eq!(e.unwrap_err().kind(), std::io::ErrorKind::Unsupported);
-    let _ = made.give_back(&bench.register);
+    let _ = made.give_back(bench.register());
     bench.end();
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,16 +77,26 @@ unsafe impl Ioctl for GetFree {
     }
 }
 
-/// A loop device that this process has attached and holds open. Once it is mounted, or dropped, autoclear gives it up with its
-/// last user.
+/// A loop device that this process has attached and holds open. Once it is dropped, autoclear gives it up with its last user.
 #[derive(Debug)]
 pub struct Attached {
     /// Its number: N of `/dev/loopN`.
     pub number: u32,
     /// The node to mount: `/dev/loopN`, or one made in the directory given to [`attach`].
     pub node: PathBuf,
-    /// Held until it is mounted.
+    /// Held open.
     pub file: File,
+}
+
+impl Attached {
+    /// Whether no filesystem and no other program claims it for itself (`O_EXCL`).
+    pub fn is_unclaimed(&self) -> bool {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_EXCL)
+            .open(&self.node)
+            .is_ok()
+    }
 }
 
 /// Attaches a free loop device to `image`, with autoclear, and with direct I/O where the file's filesystem has it. Where `/dev` has
@@ -157,10 +167,7 @@ fn empty_info() -> LoopInfo {
 }
 
 /// The node of a loop device: the machine's, or one made in `nodes`.
-///
-/// # Errors
-/// There is none, and none can be made.
-pub fn node_of(number: u32, nodes: &Path) -> io::Result<PathBuf> {
+fn node_of(number: u32, nodes: &Path) -> io::Result<PathBuf> {
     let device = makedev(MAJOR, number);
     let usual = PathBuf::from(format!("/dev/loop{number}"));
     if fs::metadata(&usual).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device) {

@@ -3,9 +3,11 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::thread::UnshareFlags;
+use rustix::process::Pid;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// Puts the calling thread (at the start of a program: the process) into a mount namespace of its own, in which nothing
 /// propagates to or from the outside; what is mounted there is gone when the process ends, however it ends.
@@ -16,6 +18,24 @@ pub fn enter_private_mount_ns() -> io::Result<()> {
     // SAFETY: a new mount namespace (which implies CLONE_FS) leaves memory and descriptors as they are.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     super::mount::make_private_recursive(Path::new("/"))
+}
+
+/// Does some work in the mount namespace of another process, on a thread of its own.
+///
+/// # Errors
+/// The process is gone, or `EPERM` without `CAP_SYS_ADMIN` and `CAP_SYS_CHROOT`.
+pub fn in_mount_ns_of<T: Send>(pid: Pid, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let namespace = std::fs::File::open(format!("/proc/{}/ns/mnt", pid.as_raw_nonzero()))?;
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            // setns(2) refuses a thread that shares its root and working directory with others.
+            super::identity::unshare_fs()?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+            Ok(work())
+        });
+        let panicked = |_| io::Error::other("the work panicked");
+        entered.join().map_err(panicked)?
+    })
 }
 
 /// Puts the process into a user namespace in which it is root (0:0); outside it stays the user it was. No other id is mapped,

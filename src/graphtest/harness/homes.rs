@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::graphdriver::Capabilities;
 use crate::graphtest::needs::Need;
 use crate::graphtest::target::Target;
-use crate::lab::{Backing, Place, Provisioned, Register, provision};
+use crate::lab::{Backing, Place, Provisioned, Register, enter_mount_namespace, provision};
 use crate::sys;
 
 /// Directories for homes, written down before they are made and given back in the end. What a killed process leaves of them,
@@ -179,7 +179,7 @@ fn isolate() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         sys::ns::enter_user_ns().map_err(|e| format!("no user namespace: {e}"))?;
     }
-    sys::ns::enter_private_mount_ns().map_err(|e| format!("no mount namespace of its own: {e}"))
+    enter_mount_namespace().map_err(|e| format!("no mount namespace of its own: {e}"))
 }
 
 /// Why a target cannot run at a place at all; `None` when it can.

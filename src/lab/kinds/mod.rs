@@ -103,5 +103,16 @@ pub(super) const ALL: &[&Kind] = &[
     &over::FUSE,
 ];
 
+/// Every program that making a backing or looking for damage runs.
+pub(super) fn programs() -> impl Iterator<Item = Program> {
+    ALL.iter().flat_map(|kind| {
+        let check = match &kind.recipe {
+            Recipe::Image(image) => Some(image.check.0),
+            _ => None,
+        };
+        kind.program().into_iter().chain(check)
+    })
+}
+
 pub(super) use dir::DIR;
 pub(super) use tmpfs::TMPFS;
