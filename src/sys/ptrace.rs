@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::io;
 
 use nix::libc;
@@ -60,9 +61,10 @@ fn spawn(work: impl FnOnce() -> i32) -> io::Result<Pid> {
     }
 }
 
-/// Runs `work` in a forked child and kills it, and every thread and process it started, just before its `n`-th (from 1)
+/// Runs `work` in a forked child and kills it, and every thread and process it forked, just before its `n`-th (from 1)
 /// system call that could change something outside the process; calls that only look (`read`, `stat`, `mmap`, ...) are not counted,
-/// since being killed at one of them is the same as being killed at the next one that counts.
+/// since being killed at one of them is the same as being killed at the next one that counts. A process that executes another program
+/// is let go there: it lives on when the one that started it is killed.
 ///
 /// # Errors
 /// Those of fork(2) and ptrace(2); `EPERM` where tracing is forbidden.
@@ -115,6 +117,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
         Options::PTRACE_O_TRACESYSGOOD
             | Options::PTRACE_O_EXITKILL
             | Options::PTRACE_O_TRACECLONE
+            | Options::PTRACE_O_TRACEEXEC
             | Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK,
     )?;
@@ -124,6 +127,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
     let mut prepared = false;
     let mut killed = false;
     let mut ended = None;
+    let mut traced = BTreeSet::from([child]);
     loop {
         let status = match waitpid(group, Some(WaitPidFlag::__WALL)) {
             Ok(status) => status,
@@ -150,8 +154,10 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                     count += 1;
                     if count == n {
                         killed = true;
-                        // Not resumed: the call it stands at is never carried out. Processes it forked share its group.
-                        nix::sys::signal::killpg(child, Signal::SIGKILL)?;
+                        // Not resumed: the call it stands at is never carried out.
+                        for pid in &traced {
+                            end(*pid)?;
+                        }
                         continue;
                     }
                 }
@@ -163,9 +169,20 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                 (pid, None)
             }
             WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
+            WaitStatus::PtraceEvent(pid, _, libc::PTRACE_EVENT_EXEC) if pid != child && !killed => {
+                traced.remove(&pid);
+                let _ = ptrace::detach(pid, None);
+                continue;
+            }
             WaitStatus::PtraceEvent(pid, ..) => (pid, None),
             _ => continue,
         };
+        if killed {
+            // It was forked just now.
+            end(pid)?;
+            continue;
+        }
+        traced.insert(pid);
         match ptrace::syscall(pid, pass_on) {
             // Killed in between.
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
@@ -176,6 +193,14 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
         (true, _) => Ok(Outcome::Killed),
         (false, Some(outcome)) => Ok(outcome),
         (false, None) => Err(io::Error::other("the child vanished")),
+    }
+}
+
+/// Kills a thread or process that may be gone already.
+fn end(pid: Pid) -> io::Result<()> {
+    match kill(pid, Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -338,6 +363,47 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir).expect("list").count(), 3);
         let outcome = fork_prepared_killed_at_syscall(1, prepare, work).expect("ptrace");
         assert_eq!(outcome, Outcome::Exited(1), "they are there already");
+    }
+
+    #[test]
+    fn a_program_that_the_child_started_lives_on() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let (told, made) = (tmp.path().join("told"), tmp.path().join("made"));
+        // The program waits for a directory that is made only after the child is dead.
+        let script = format!(
+            "until [ -d '{}' ]; do sleep 0.01; done; : > '{}'",
+            told.display(),
+            made.display()
+        );
+        let work = || {
+            let sh = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .spawn();
+            if sh.is_err() {
+                return 1;
+            }
+            three_files(tmp.path())
+        };
+        // At `mkdir` of the last one, however many calls starting a process takes.
+        let mut n = 1;
+        while !tmp.path().join("b").exists() {
+            for name in ["a", "b", "c"] {
+                let _ = std::fs::remove_dir(tmp.path().join(name));
+            }
+            assert_eq!(
+                fork_killed_at_syscall(n, work).expect("ptrace"),
+                Outcome::Killed
+            );
+            n += 1;
+        }
+        std::fs::create_dir(&told).expect("a directory");
+        for _ in 0..500 {
+            if made.exists() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("the program died with its parent");
     }
 
     #[test]
