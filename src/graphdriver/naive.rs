@@ -62,15 +62,23 @@ macro_rules! delegate_proto_driver {
 pub(crate) use delegate_proto_driver;
 
 /// A layer that was got, with its root open; it is put when this is dropped.
+///
+/// Fields drop in order: the root is closed before the layer is put, so that its mount is not in use any more.
+#[derive(Debug)]
 pub struct Held {
-    driver: Option<Arc<dyn ProtoDriver>>,
-    id: String,
     root: OwnedFd,
+    layer: Got,
 }
 
-impl fmt::Debug for Held {
+/// A layer that was got; it is put when this is dropped.
+struct Got {
+    driver: Option<Arc<dyn ProtoDriver>>,
+    id: String,
+}
+
+impl fmt::Debug for Got {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").field("id", &self.id).finish()
+        f.write_str(&self.id)
     }
 }
 
@@ -84,9 +92,11 @@ impl Held {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(root) => Ok(Self {
-                driver: Some(driver),
-                id: id.to_owned(),
                 root,
+                layer: Got {
+                    driver: Some(driver),
+                    id: id.to_owned(),
+                },
             }),
             Err(e) => {
                 // The first failure is the one to tell.
@@ -113,14 +123,15 @@ impl Held {
     ///
     /// # Errors
     /// As [`ProtoDriver::put`].
-    pub fn put(mut self) -> Result<()> {
-        self.driver
-            .take()
-            .map_or(Ok(()), |driver| driver.put(&self.id))
+    pub fn put(self) -> Result<()> {
+        let Self { root, mut layer } = self;
+        drop(root);
+        let driver = layer.driver.take();
+        driver.map_or(Ok(()), |driver| driver.put(&layer.id))
     }
 }
 
-impl Drop for Held {
+impl Drop for Got {
     fn drop(&mut self) {
         if let Some(driver) = self.driver.take() {
             // There is nobody to tell; a caller that wants to know uses `Held::put`.

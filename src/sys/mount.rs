@@ -172,18 +172,32 @@ pub fn mounts_below(path: &Path) -> io::Result<Vec<MountPoint>> {
     Ok(mounts)
 }
 
-/// Whether something is mounted at `path` (bind mounts too); a symbolic link at its end is not followed.
+/// Whether something is mounted at `path` (bind mounts too); a symbolic link at its end is not followed. A mount that answers no
+/// more, because the process that served it is gone, is one.
 ///
 /// # Errors
 /// The errno of statx(2), such as `ENOENT`.
 pub fn is_mount_point(path: &Path) -> io::Result<bool> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let st = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
+    let st = match rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::IO | Errno::STALE) => {
+            return in_table(path);
+        }
+        other => other?,
+    };
     if st.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(st.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
     // Kernels before 5.8 do not tell.
-    let path = path.canonicalize()?;
+    in_table(path)
+}
+
+/// Looks a path up in the mount table; only the directory that it is in is asked for anything.
+fn in_table(path: &Path) -> io::Result<bool> {
+    let path = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => parent.canonicalize()?.join(name),
+        _ => path.canonicalize()?,
+    };
     Ok(mount_table()?.iter().any(|m| m.path == path))
 }
 
