@@ -173,6 +173,7 @@ impl ProtoDriver for Vfs {
             Capability::DirRename,
             Capability::HardlinkCopyUp,
             Capability::StableInode,
+            Capability::DirTimes,
             Capability::Sockets,
         ];
         let limits = self.home.quotas().is_ok();

@@ -29,6 +29,8 @@ named! {
         HardlinkCopyUp = "hardlink-copy-up";
         /// A file keeps `st_dev` and `st_ino` when it is first written in a child.
         StableInode = "stable-inode";
+        /// A directory keeps its time when something of the parent's in it is changed in place.
+        DirTimes = "dir-times";
         /// Unix sockets in a parent are seen in its children.
         Sockets = "sockets";
         /// Diff gives back byte for byte the archive that was applied (moby's `ReproducesExactDiffs`).

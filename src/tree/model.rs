@@ -65,6 +65,8 @@ pub struct Model {
     next: Ino,
     /// Inodes from a layer below whose names part when one of them is changed.
     parting: BTreeSet<Ino>,
+    /// Changing something that comes from below may move the time of the directories that it is in.
+    moving_times: bool,
 }
 
 impl Default for Model {
@@ -151,6 +153,7 @@ impl Model {
             inodes: BTreeMap::from([(ROOT, Arc::new(root))]),
             next: 1,
             parting: BTreeSet::new(),
+            moving_times: false,
         }
     }
 

@@ -144,6 +144,8 @@ impl Teller {
             rules: ChildRules {
                 sockets,
                 links_stay,
+                // No name and no outcome depends on times.
+                dir_times: true,
             },
             layers: BTreeMap::new(),
         });

@@ -92,15 +92,7 @@ impl Mounter for Support {
     }
 
     fn claims(&self) -> Vec<Capability> {
-        let probed = [
-            (self.dir_rename, Capability::DirRename),
-            (self.hard_links, Capability::HardlinkCopyUp),
-            (self.stable_inode, Capability::StableInode),
-        ];
-        let probed = probed
-            .into_iter()
-            .filter_map(|(works, claim)| works.then_some(claim));
-        probed.chain(ALWAYS).collect()
+        self.behaviour.claims()
     }
 
     fn status(&self) -> Vec<(String, String)> {
@@ -112,12 +104,3 @@ impl Mounter for Support {
         .into()
     }
 }
-
-/// What every driver on an overlay claims.
-const ALWAYS: [Capability; 5] = [
-    Capability::IdMaps,
-    Capability::Mounts,
-    Capability::FrozenParent,
-    Capability::RefusesParentRemoval,
-    Capability::Sockets,
-];

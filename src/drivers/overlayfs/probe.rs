@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use crate::drivers::home::{Home, detach};
-use crate::graphdriver::{Error, FsMagic, Result, get_fs_magic};
+use crate::graphdriver::{Capability, Error, FsMagic, Result, get_fs_magic};
 use crate::sys;
 
 /// What was found.
@@ -28,12 +28,8 @@ pub(in crate::drivers) struct Support {
     pub native_diff: bool,
     /// Whether a change of attributes leaves the data below (`metacopy`).
     pub metacopy: bool,
-    /// A directory from below can be renamed.
-    pub dir_rename: bool,
-    /// Hard links from below stay together when one is written to.
-    pub hard_links: bool,
-    /// An inode number survives the first write.
-    pub stable_inode: bool,
+    /// What it does as seen from above.
+    pub behaviour: Behaviour,
 }
 
 impl Support {
@@ -71,8 +67,7 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     fn run(&self) -> Result<Support> {
-        self.lay_out()
-            .map_err(|e| Error::io("set up a trial overlay in", self.at, e))?;
+        lay_out(self.at).map_err(|e| Error::io("set up a trial overlay in", self.at, e))?;
         if !self
             .tells_types()
             .map_err(|e| Error::io("read", self.at, e))?
@@ -94,17 +89,6 @@ impl Probe<'_> {
             ))
         })?;
         Ok(support)
-    }
-
-    /// `l1` is the lowest, `l2` lies on it, `l3` is the upper directory.
-    fn lay_out(&self) -> io::Result<()> {
-        for dir in ["l1/d", "l1/d1", "l1/gone", "l2/d", "l3", "work", "merged"] {
-            fs::create_dir_all(self.at.join(dir))?;
-        }
-        for file in ["l1/f", "l1/kept", "l1/gone/x", "l2/one"] {
-            fs::write(self.at.join(file), file)?;
-        }
-        fs::hard_link(self.at.join("l2/one"), self.at.join("l2/two"))
     }
 
     fn tells_types(&self) -> io::Result<bool> {
@@ -158,9 +142,7 @@ impl Probe<'_> {
             lowerdir_plus,
             native_diff: false,
             metacopy: false,
-            dir_rename: false,
-            hard_links: false,
-            stable_inode: false,
+            behaviour: Behaviour::default(),
         })
     }
 
@@ -199,11 +181,61 @@ impl Probe<'_> {
         let merged = |name: &str| self.at.join("merged").join(name);
         let upper = |name: &str| self.at.join("l3").join(name);
 
-        // moby#45890: filesystems on which the mount works and removing does not.
-        fs::remove_file(merged("kept"))?;
+        support.behaviour = Behaviour::of(self.at)?;
         let whiteout = fs::symlink_metadata(upper("kept"))?;
         if !whiteout.file_type().is_char_device() || whiteout.rdev() != 0 {
             return Err(io::Error::other("a removed file leaves no whiteout"));
+        }
+        fs::set_permissions(merged("two"), fs::Permissions::from_mode(0o600))?;
+        support.metacopy = has_attribute(&upper("two"), &support.attribute("metacopy"))?;
+
+        // Kernels before 4.8 mark a copied-up directory opaque when the one below is; torvalds/linux 97c684cc9110.
+        fs::write(merged("d/f"), "")?;
+        let opaque = has_attribute(&upper("d"), &support.attribute("opaque"))?;
+        let redirected = support.behaviour.dir_rename
+            && has_attribute(&upper("d2"), &support.attribute("redirect"))?;
+        support.native_diff = !opaque && !redirected && !support.metacopy;
+        Ok(())
+    }
+}
+
+/// Fills the directories of a trial overlay: `l1` is the lowest, `l2` lies on it, `l3` is the upper directory.
+pub(in crate::drivers) fn lay_out(at: &Path) -> io::Result<()> {
+    for dir in [
+        "l1/d", "l1/d1", "l1/e", "l1/gone", "l2/d", "l3", "work", "merged",
+    ] {
+        fs::create_dir_all(at.join(dir))?;
+    }
+    for file in ["l1/f", "l1/e/f", "l1/kept", "l1/gone/x", "l2/one"] {
+        fs::write(at.join(file), file)?;
+    }
+    fs::hard_link(at.join("l2/one"), at.join("l2/two"))
+}
+
+/// What differs between overlays, seen from above.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::drivers) struct Behaviour {
+    /// A directory from below can be renamed.
+    pub dir_rename: bool,
+    /// Hard links from below stay together when one is written to.
+    pub hard_links: bool,
+    /// An inode number survives the first write.
+    pub stable_inode: bool,
+    /// A directory keeps its time when a file in it is first written to.
+    pub dir_times: bool,
+}
+
+impl Behaviour {
+    /// Works in a trial overlay (see [`lay_out`]) that is mounted in `merged`.
+    ///
+    /// # Errors
+    /// Something that every overlay must be able to do fails.
+    pub fn of(at: &Path) -> io::Result<Self> {
+        let merged = |name: &str| at.join("merged").join(name);
+        // moby#45890: filesystems on which the mount works and removing does not.
+        fs::remove_file(merged("kept"))?;
+        if fs::symlink_metadata(merged("kept")).is_ok() {
+            return Err(io::Error::other("a removed file is still there"));
         }
         fs::remove_dir_all(merged("gone"))?;
         fs::create_dir(merged("gone"))?;
@@ -216,27 +248,43 @@ impl Probe<'_> {
         let before = fs::metadata(merged("f"))?;
         fs::write(merged("f"), "written")?;
         let after = fs::metadata(merged("f"))?;
-        support.stable_inode = (before.dev(), before.ino()) == (after.dev(), after.ino());
-
+        let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        fs::File::open(merged("e"))?.set_times(old)?;
+        fs::write(merged("e/f"), "written")?;
         fs::write(merged("one"), "written")?;
-        support.hard_links = fs::read(merged("two"))? == b"written";
-
-        fs::set_permissions(merged("two"), fs::Permissions::from_mode(0o600))?;
-        support.metacopy = has_attribute(&upper("two"), &support.attribute("metacopy"))?;
-
-        // Kernels before 4.8 mark a copied-up directory opaque when the one below is; torvalds/linux 97c684cc9110.
-        fs::write(merged("d/f"), "")?;
-        let opaque = has_attribute(&upper("d"), &support.attribute("opaque"))?;
-        let redirected = match fs::rename(merged("d1"), merged("d2")) {
-            Ok(()) => {
-                support.dir_rename = true;
-                has_attribute(&upper("d2"), &support.attribute("redirect"))?
-            }
+        let dir_rename = match fs::rename(merged("d1"), merged("d2")) {
+            Ok(()) => true,
             Err(e) if Errno::from_io_error(&e) == Some(Errno::XDEV) => false,
             Err(e) => return Err(e),
         };
-        support.native_diff = !opaque && !redirected && !support.metacopy;
-        Ok(())
+        Ok(Self {
+            dir_rename,
+            hard_links: fs::read(merged("two"))? == b"written",
+            stable_inode: (before.dev(), before.ino()) == (after.dev(), after.ino()),
+            // Seen from above it may come out of a cache.
+            dir_times: fs::metadata(at.join("l3/e"))?.mtime() == 0,
+        })
+    }
+
+    /// What a driver on an overlay may claim, whatever its layout.
+    pub fn claims(self) -> Vec<Capability> {
+        let always = [
+            Capability::IdMaps,
+            Capability::Mounts,
+            Capability::FrozenParent,
+            Capability::RefusesParentRemoval,
+            Capability::Sockets,
+        ];
+        let probed = [
+            (self.dir_rename, Capability::DirRename),
+            (self.hard_links, Capability::HardlinkCopyUp),
+            (self.stable_inode, Capability::StableInode),
+            (self.dir_times, Capability::DirTimes),
+        ];
+        let probed = probed
+            .into_iter()
+            .filter_map(|(works, claim)| works.then_some(claim));
+        probed.chain(always).collect()
     }
 }
 

@@ -30,6 +30,7 @@ impl Layers {
         let rules = ChildRules {
             sockets: claims.has(Capability::Sockets),
             links_stay: claims.has(Capability::HardlinkCopyUp),
+            dir_times: claims.has(Capability::DirTimes),
         };
         let model = match parent {
             None => Some(Model::new()),

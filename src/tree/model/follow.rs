@@ -48,6 +48,7 @@ impl Model {
 
     fn follow_success(&mut self, op: &Op) -> Result<(), (String, String)> {
         self.part_links(op);
+        self.open_times_above(op);
         let mut prediction = self.step(op, Known::Nothing);
         if matches!(prediction, Prediction::Unpredicted(_)) {
             prediction = self.step(op, Known::Success);

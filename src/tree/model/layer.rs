@@ -23,6 +23,8 @@ pub struct ChildRules {
     pub sockets: bool,
     /// Hard links from the parent stay links of one inode when one of them is changed; otherwise that name parts from the others.
     pub links_stay: bool,
+    /// Changing something of the parent's leaves the times of the directories that it is in alone; otherwise they may move.
+    pub dir_times: bool,
 }
 
 impl Model {
@@ -32,6 +34,7 @@ impl Model {
         if !rules.sockets {
             child.drop_sockets();
         }
+        child.moving_times = !rules.dir_times;
         child.parting = if rules.links_stay {
             BTreeSet::new()
         } else {
@@ -129,6 +132,7 @@ impl Model {
         }
         if let Some(before) = before {
             model.keep_parting(before);
+            model.moving_times = before.moving_times;
         }
         Ok(model)
     }
@@ -168,6 +172,43 @@ impl Model {
             .filter(|(_, names)| below.contains(names))
             .map(|(ino, _)| ino)
             .collect();
+    }
+
+    /// Before an operation that succeeded: the times of the directories above what it changes are open, where they may move.
+    pub(super) fn open_times_above(&mut self, op: &Op) {
+        let looks = matches!(op, Op::Read(_) | Op::List(_) | Op::Space(_) | Op::Inode(_));
+        if !self.moving_times || looks {
+            return;
+        }
+        let other = match op {
+            Op::Hardlink(o) => Some(&o.to.0),
+            Op::Rename(o) => Some(&o.to.0),
+            _ => None,
+        };
+        for path in [Some(op.path()), other].into_iter().flatten() {
+            for follow in [Follow::No, Follow::Yes] {
+                let Ok(found) = self.walk(path.as_bytes(), follow, Actor::CERTAIN) else {
+                    continue;
+                };
+                let mut at = found.dir;
+                loop {
+                    self.inode_mut(at).mtime = None;
+                    match &self.inode(at).node {
+                        Node::Dir { parent, .. } if at != ROOT => at = *parent,
+                        _ => break,
+                    }
+                }
+            }
+        }
+        if matches!(op, Op::Chown(o) if o.recursive) {
+            let below = self.tree().entries.into_iter();
+            let below = below.filter(|(at, _)| at == op.path() || at.is_below(op.path()));
+            let dirs = below.filter(|(_, e)| e.kind == Kind::Dir);
+            let dirs: Vec<Ino> = dirs.filter_map(|(_, e)| e.link).collect();
+            for dir in dirs {
+                self.inode_mut(dir).mtime = None;
+            }
+        }
     }
 
     /// Before an operation that succeeded: names that it changes part from hard links that come from below.
