@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use graphtest::graphtest::known::Known;
 use graphtest::graphtest::mutant::{self, MutatedTarget};
 use graphtest::graphtest::needs::Need;
 use graphtest::graphtest::target::built_in;
@@ -253,7 +254,18 @@ fn main() -> ExitCode {
             plan.cases, plan.seed
         );
     }
-    let targets = built_in();
+    let known = match Known::builtin() {
+        Ok(known) => known,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::from(3);
+        }
+    };
+    // What is known of a driver would be found by chance in every run.
+    let (sound, defective): (Vec<_>, Vec<_>) = built_in()
+        .into_iter()
+        .partition(|t| !known.concern(t.name()));
+    let targets = sound;
     let mut trials = Vec::new();
     for target in &targets {
         let (target, homes) = (target.clone(), homes.clone());
@@ -261,6 +273,12 @@ fn main() -> ExitCode {
         trials.push(Trial::ignorable_test(name, move || {
             holds(&*target, &homes, plan)
         }));
+    }
+    for target in defective {
+        let why = format!("{} has known defects", target.name());
+        let name = format!("{}::histories", target.name());
+        let ignored = move || Ok(Completion::ignored_with(why));
+        trials.push(Trial::ignorable_test(name, ignored));
     }
     for mutant in MUTANTS {
         let (targets, homes) = (targets.clone(), homes.clone());

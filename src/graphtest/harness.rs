@@ -37,6 +37,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use super::engine::{RunLimits, run_case};
 use super::event::Outcome;
+use super::known::Known;
 use super::load::{self, Library, LoadError};
 use super::requirement::Requirement;
 use super::scenario::{Case, Level};
@@ -54,6 +55,7 @@ pub struct Harness {
     tmpfs: bool,
     also_on: Vec<Backing>,
     suites: Vec<PathBuf>,
+    known: Known,
 }
 
 impl Harness {
@@ -76,6 +78,7 @@ impl Harness {
             tmpfs: false,
             also_on: Vec::new(),
             suites: Vec::new(),
+            known: Known::default(),
         }
     }
 
@@ -104,6 +107,13 @@ impl Harness {
         self
     }
 
+    /// Results that are known: a scenario that fails as known is ignored with the reason, and one that passes although it is known to fail
+    /// fails.
+    pub fn known(mut self, known: Known) -> Self {
+        self.known = known;
+        self
+    }
+
     /// Runs the trials that the command line selects and says how they went. To be called first thing in `main`: as root the
     /// process gets a mount namespace of its own, as an ordinary user a user namespace too, and that is possible only while
     /// there is one thread.
@@ -121,7 +131,7 @@ impl Harness {
     fn prepared(self, arguments: &Arguments) -> Result<ExitCode, String> {
         let library = self.library().map_err(|e| e.to_string())?;
         let homes = Arc::new(Homes::make(&self.dir, self.tmpfs)?.also_on(self.also_on));
-        let trials = trials(&self.targets, &homes, &library);
+        let trials = trials(&self.targets, &homes, &library, &self.known);
         let conclusion = libtest_mimic::run(arguments, trials);
         Arc::into_inner(homes)
             .ok_or("the homes are still in use")?
@@ -139,15 +149,21 @@ impl Harness {
 }
 
 /// Every case on every target as a trial, named `TARGET::SUITE/SCENARIO#ROW`.
-pub fn trials(targets: &[Arc<dyn Target>], homes: &Arc<Homes>, library: &Library) -> Vec<Trial> {
+pub fn trials(
+    targets: &[Arc<dyn Target>],
+    homes: &Arc<Homes>,
+    library: &Library,
+    known: &Known,
+) -> Vec<Trial> {
+    let known = Arc::new(known.clone());
     let requirements = Arc::new(library.requirements.clone());
     let mut trials = Vec::new();
     for target in targets {
         for case in library.cases() {
             let (target, homes, case) = (target.clone(), homes.clone(), case.clone());
-            let requirements = requirements.clone();
+            let (requirements, known) = (requirements.clone(), known.clone());
             let name = format!("{}::{}", target.name(), case.label());
-            let run = move || trial(&*target, &homes, &case, requirements);
+            let run = move || trial(&*target, &homes, &case, requirements, &known);
             trials.push(Trial::ignorable_test(name, run));
         }
     }
@@ -159,6 +175,7 @@ fn trial(
     homes: &Homes,
     case: &Case,
     requirements: Arc<BTreeMap<String, Arc<Requirement>>>,
+    known: &Known,
 ) -> Result<Completion, Failed> {
     let place = match homes.place_for(target, &case.needs) {
         Ok(place) => place,
@@ -170,8 +187,18 @@ fn trial(
     };
     let report = run_case(target, place, case, &limits);
     let reason = report.reason.unwrap_or_default();
+    let expected = homes.known(known, target, place, case);
     match (report.outcome, report.failure) {
         (Outcome::Skip, _) => Ok(Completion::ignored_with(reason)),
+        (Outcome::Fail, _) if expected.is_some() => Ok(Completion::ignored_with(format!(
+            "known: {}",
+            expected.unwrap_or_default()
+        ))),
+        (Outcome::Pass, _) if expected.is_some() => Err(format!(
+            "passes, although it is known to fail: {}",
+            expected.unwrap_or_default()
+        )
+        .into()),
         (Outcome::Fail, _) if case.scenario.level == Level::May => Ok(Completion::ignored_with(
             format!("may, and does not: {reason}"),
         )),

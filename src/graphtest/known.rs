@@ -156,6 +156,12 @@ impl Known {
         rule.map(|r| r.entry.told())
     }
 
+    /// Whether there are known results of this target: whatever is tried on it by chance, they would be found again and again.
+    pub fn concern(&self, target: &str) -> bool {
+        let mut rules = self.rules.iter();
+        rules.any(|r| r.targets.iter().any(|t| t.is_match(target)))
+    }
+
     /// Which rules are about a case there, by their place in the list.
     fn about<'a>(&'a self, ground: &'a Ground, label: &'a str) -> impl Iterator<Item = usize> + 'a {
         let rules = self.rules.iter().enumerate();

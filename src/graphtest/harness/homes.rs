@@ -5,7 +5,12 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::graphdriver::Capabilities;
+use crate::graphtest::condition::Ground;
+use crate::graphtest::event::CellStart;
+use crate::graphtest::known::Known;
 use crate::graphtest::needs::Need;
+use crate::graphtest::run::kernel;
+use crate::graphtest::scenario::Case;
 use crate::graphtest::target::Target;
 use crate::lab::{Backing, Place, Provisioned, Register, enter_mount_namespace, provision};
 use crate::sys;
@@ -21,9 +26,9 @@ pub struct Homes {
     claims: Mutex<BTreeMap<(String, usize), Claims>>,
 }
 
-/// What a target claims at a place, `None` when it fails in another way than by not running there, which is for the scenarios to
-/// show; the error says why it does not run there.
-type Claims = Result<Option<Capabilities>, String>;
+/// What a target claims at a place and its status, `None` when it fails in another way than by not running there, which is for the
+/// scenarios to show; the error says why it does not run there.
+type Claims = Result<Option<(Capabilities, BTreeMap<String, String>)>, String>;
 
 /// A place that is made when it is asked for.
 #[derive(Debug)]
@@ -139,10 +144,43 @@ impl Homes {
         match claims {
             Err(why) => Some(why.clone()),
             Ok(None) => None,
-            Ok(Some(claims)) => needs
+            Ok(Some((claims, _))) => needs
                 .iter()
                 .find_map(|n| n.unmet_by_driver(claims, target.layout())),
         }
+    }
+
+    /// Why a case is known to fail on a target at one of these places; `None` when it is not.
+    pub fn known(
+        &self,
+        known: &Known,
+        target: &dyn Target,
+        place: &Place,
+        case: &Case,
+    ) -> Option<String> {
+        if !known.concern(target.name()) {
+            return None;
+        }
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = (0..=self.more.len()).filter_map(|i| Some((i, self.at(i).ok()?)));
+        let (index, _) = places.find(|(_, p)| p.dir == place.dir)?;
+        let key = (target.name().to_string(), index);
+        let claims = claims
+            .entry(key)
+            .or_insert_with(|| claims_at(target, place));
+        let status = match claims {
+            Ok(Some((_, status))) => status.clone(),
+            _ => BTreeMap::new(),
+        };
+        let ground = Ground {
+            cell: CellStart {
+                target: target.name().to_string(),
+                backing: place.backing.clone(),
+                kernel: kernel(),
+            },
+            status,
+        };
+        known.reason(&ground, &case.label())
     }
 
     /// Unmounts and removes all of them.
@@ -194,7 +232,7 @@ fn claims_at(target: &dyn Target, place: &Place) -> Claims {
         .map_err(|e| format!("no home can be made: {e}"))?;
     match target.init(home.path(), &[]) {
         Ok(driver) => {
-            let claims = driver.capabilities();
+            let claims = (driver.capabilities(), driver.status().into_iter().collect());
             // Whatever it says, the probe is over; a driver that cannot clean up shows that in its scenarios.
             let _ = driver.cleanup();
             Ok(Some(claims))
