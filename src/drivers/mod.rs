@@ -1,6 +1,7 @@
 //! The built-in drivers.
 
 pub(crate) mod copy;
+pub mod fuse_overlayfs;
 mod home;
 pub mod overlay;
 pub mod overlay2;
@@ -18,6 +19,7 @@ use crate::graphdriver::{InitFunc, Registry};
 
 /// Every built-in driver: one line each.
 const BUILT_IN: &[(&str, InitFunc)] = &[
+    (fuse_overlayfs::NAME, fuse_overlayfs::init),
     (overlay::NAME, overlay::init),
     (overlay2::NAME, overlay2::init),
     (vfs::NAME, vfs::init),
