@@ -8,12 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Mode, fchmod, fstat};
+use rustix::fs::{Mode, fchmod, fstat, fstatfs};
 
 use super::copy::{Files, copy_tree};
 use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
 use crate::graphdriver::{
-    Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiff,
+    Capabilities, Capability, CreateOpts, Driver, Error, FsMagic, InitOptions, LayerId, NaiveDiff,
     ProtoDriver, Result, parse_key_value, parse_size,
 };
 use crate::tree::Timestamp;
@@ -66,14 +66,20 @@ struct Vfs {
     copied: Mutex<HashMap<String, (String, Timestamp)>>,
 }
 
-/// The clock of the filesystem that `dir` lies on: changing an inode, even to what it is, stamps it.
-fn now_on(dir: BorrowedFd<'_>) -> rustix::io::Result<Timestamp> {
+/// The clock of the filesystem that `dir` lies on: changing an inode, even to what it is, stamps it. `None` on xfs, which exchanges two
+/// names (`RENAME_EXCHANGE`) without stamping either inode, so that an old stamp does not say that nothing moved.
+fn now_on(dir: BorrowedFd<'_>) -> rustix::io::Result<Option<Timestamp>> {
+    // The field is wider than the magic on most architectures.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    if FsMagic(fstatfs(dir)?.f_type as u32) == FsMagic::XFS {
+        return Ok(None);
+    }
     fchmod(dir, Mode::from_raw_mode(fstat(dir)?.st_mode))?;
     let stat = fstat(dir)?;
-    Ok(Timestamp {
+    Ok(Some(Timestamp {
         secs: stat.st_ctime,
         nanos: stat.st_ctime_nsec as u32,
-    })
+    }))
 }
 
 impl Vfs {
@@ -108,8 +114,10 @@ impl Vfs {
         let copied = now_on(stage.dir()).map_err(|e| Error::io("stamp", stage.path(), e))?;
         limit.map_or(Ok(()), |limit| limit.enforce())?;
         stage.commit(&id)?;
-        self.copied()
-            .insert(id.to_string(), (parent.to_string(), copied));
+        if let Some(at) = copied {
+            self.copied()
+                .insert(id.to_string(), (parent.to_string(), at));
+        }
         Ok(())
     }
 

@@ -244,6 +244,9 @@ pub fn is_internal(key: &[u8]) -> bool {
     key.starts_with(b"trusted.overlay.")
         || key.starts_with(b"user.overlay.")
         || key == b"security.selinux"
+        // The access lists once more: how xfs shows what it keeps them in.
+        || key == b"trusted.SGI_ACL_FILE"
+        || key == b"trusted.SGI_ACL_DEFAULT"
 }
 
 /// All attributes of `name` in `dir` that a layer's user owns, by name.

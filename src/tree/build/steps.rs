@@ -429,13 +429,18 @@ fn rename(root: BorrowedFd<'_>, o: &op::RenameOp) -> Outcome {
     let mut flags = RenameFlags::empty();
     flags.set(RenameFlags::NOREPLACE, o.noreplace);
     flags.set(RenameFlags::EXCHANGE, o.exchange);
-    Ok(rustix::fs::renameat_with(
+    let renamed = rustix::fs::renameat_with(
         old_parent,
         handed(&old_name, o.slash),
         new_parent,
         handed(&new_name, o.to_slash),
         flags,
-    )?)
+    );
+    // Onto a directory with something in it; POSIX leaves the choice, and xfs makes the other one than most.
+    Ok(renamed.map_err(|e| match e {
+        Errno::EXIST if !o.noreplace => Errno::NOTEMPTY,
+        e => e,
+    })?)
 }
 
 /// The flags an `open` operation names.
