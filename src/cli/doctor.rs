@@ -1,13 +1,14 @@
 //! `graphtest doctor`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use clap::Args as ClapArgs;
 
 use super::select::{CellArgs, cells, library};
 use super::{print, setup};
 use crate::graphtest::run::{Status, kernel, prepare};
-use crate::lab::{Fact, Facts};
+use crate::lab::{Backing, Fact, Facts, GivenBack, Register, provision};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -44,24 +45,17 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
                 if !told.contains(&place) {
                     told.push(place);
                 }
-                let given = made.give_back(&register);
-                for left in &given.left {
-                    text += &format!("     left behind: {left}\n");
-                }
-                for damage in &given.damage {
-                    text += &format!("     damaged: {damage}\n");
-                }
-                for note in &given.notes {
-                    text += &format!("     note: {note}\n");
-                }
+                text += &what_came_of(&made.give_back(&register));
             }
             Err(why) => {
+                let why = why.to_string();
                 text += &format!("no   {name}: {why}\n");
-                if let Some(mend) = mend(&why.to_string()) {
-                    text += &format!("     mend: {mend}\n");
-                }
+                text += &how_to_mend(&cell.backing, &why);
             }
         }
+    }
+    if args.cells.on.is_empty() {
+        text += &backings(&register);
     }
     for (backing, filesystem, facts) in &told {
         text += &facts_of(backing, filesystem, facts);
@@ -73,6 +67,46 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         (true, false) => Status::Left,
         (true, true) => Status::Good,
     })
+}
+
+/// Makes every kind of backing once.
+fn backings(register: &Register) -> String {
+    let mut text = String::new();
+    for backing in Backing::all().into_iter().filter(Backing::is_made) {
+        let begun = Instant::now();
+        match provision(&backing, register) {
+            Ok(made) => {
+                let took = begun.elapsed().as_millis();
+                text += &format!("yes  {backing} ({}), ready in {took} ms\n", made.filesystem);
+                text += &what_came_of(&made.give_back(register));
+            }
+            Err(e) => {
+                let why = e.to_string();
+                text += &format!("no   {backing}: {why}\n");
+                text += &how_to_mend(&backing, &why);
+            }
+        }
+    }
+    text
+}
+
+fn what_came_of(given: &GivenBack) -> String {
+    let told = [
+        ("left behind", &given.left),
+        ("damaged", &given.damage),
+        ("note", &given.notes),
+    ];
+    let lines = |(what, lines): (&str, &Vec<String>)| -> String {
+        let line = |line: &String| format!("     {what}: {line}\n");
+        lines.iter().map(line).collect()
+    };
+    told.into_iter().map(lines).collect()
+}
+
+fn how_to_mend(backing: &Backing, why: &str) -> String {
+    let mend = backing.mend(why).or_else(|| mend(why));
+    mend.map(|mend| format!("     mend: {mend}\n"))
+        .unwrap_or_default()
 }
 
 fn facts_of(backing: &str, filesystem: &str, facts: &Facts) -> String {

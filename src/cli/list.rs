@@ -79,7 +79,14 @@ fn items(args: &Args) -> anyhow::Result<Vec<Value>> {
             .collect(),
         What::Backings => Backing::all()
             .iter()
-            .map(|b| json!({"name": b.to_string(), "about": b.about()}))
+            .map(|b| {
+                let missing = b.not_installed();
+                let about = match &missing {
+                    None => b.about().to_string(),
+                    Some(why) => format!("{} ({why})", b.about()),
+                };
+                json!({"name": b.to_string(), "about": about, "missing": missing})
+            })
             .collect(),
         What::Scenarios => scenarios(args)?,
         What::Requirements => {

@@ -38,7 +38,7 @@ pub(super) fn check(image: &Image, images: &[PathBuf], nodes: &Path) -> Damage {
     match result {
         Ok(out) if out.status.success() => {}
         Ok(out) if has_no_idea(&out) => {
-            let why = last_lines(&out, 1).join("");
+            let why = last_lines(&out, LINES).join("; ");
             let name = program.name;
             found
                 .notes

@@ -159,10 +159,10 @@ fn try_out(fact: Fact, at: &Path, time_step_nanos: u32) -> Result<(), String> {
         Fact::Casefold => casefold(at),
         Fact::ProjectQuota => project_quota(at),
         Fact::DType => d_type(at),
-        // Those that make the place know.
-        Fact::OwnBacking | Fact::PowerCut | Fact::InodeLimit => {
-            Err("no filesystem of this kind can be made".to_string())
-        }
+        // Whoever makes the place knows better.
+        Fact::OwnBacking => Err("no filesystem is made here".to_string()),
+        Fact::PowerCut => Err("nothing made here outlives it".to_string()),
+        Fact::InodeLimit => Err("nothing made here has such a limit".to_string()),
     }
 }
 

@@ -250,7 +250,16 @@ impl Stack {
         } else {
             MountFlags::empty()
         };
-        remount(&self.on(), flags).map_err(|e| said(&format!("remount of {}", self.kind.name), e))
+        let until = Instant::now() + PATIENCE;
+        let mut result = remount(&self.on(), flags);
+        // A child that another scenario has just forked has the files of this one open until it ends.
+        while matches!(&result, Err(e) if e.kind() == io::ErrorKind::ResourceBusy)
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(2));
+            result = remount(&self.on(), flags);
+        }
+        result.map_err(|e| said(&format!("remount of {}", self.kind.name), e))
     }
 
     /// What is wrong with it: by the kernel's log, if it was watched, and by its checker. It must not be mounted.

@@ -51,7 +51,7 @@ pub(super) const NO_DIR_INDEX: Kind = Kind {
 
 pub(super) const PQUOTA: Kind = Kind {
     name: "ext4+pquota",
-    about: "an ext4 with project quotas",
+    about: "an ext4 with project quotas; needs CONFIG_QUOTA and CONFIG_QFMT_V2",
     recipe: image(
         arguments!(
             "-b",
@@ -67,7 +67,7 @@ pub(super) const PQUOTA: Kind = Kind {
 
 pub(super) const CASEFOLD: Kind = Kind {
     name: "ext4+casefold",
-    about: "an ext4 on which a directory can be made to ignore case",
+    about: "an ext4 on which a directory can be made to ignore case; needs CONFIG_UNICODE",
     recipe: image(
         arguments!("-b", "4096", "-O", "casefold", "-E", "encoding=utf8"),
         OPTIONS,

@@ -46,6 +46,6 @@ pub(super) const NO_FTYPE: Kind = Kind {
 
 pub(super) const PQUOTA: Kind = Kind {
     name: "xfs+pquota",
-    about: "an xfs with project quotas",
+    about: "an xfs with project quotas; needs CONFIG_XFS_QUOTA",
     recipe: image(&["-q", "-f", "-K"], "pquota"),
 };
