@@ -17,6 +17,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::btrfs::subvolumes;
 use crate::graphdriver::{Error, Result};
 use crate::sys::copy::Copier;
 use crate::sys::{fs as sysfs, xattr};
@@ -30,6 +31,8 @@ const MAX_THREADS: usize = 4;
 pub(crate) enum Files {
     /// They are copied: reflink, else copy_file_range(2), else read and written; holes stay holes.
     Copied,
+    /// The same, and a directory that is a btrfs subvolume becomes a snapshot of it, with those inside.
+    CopiedAndSnapshots,
     /// They get one more name.
     HardLinked,
 }
@@ -215,11 +218,18 @@ impl TreeCopy<'_> {
         copy_directory_attributes(from.as_fd(), to.as_fd(), self.keep)
     }
 
-    /// Copies one entry and returns its type; of a directory, only the directory itself.
+    /// Copies one entry and returns its type, of a directory only the directory itself; what was a snapshot has no type.
     fn entry(&self, e: &Entry<'_>) -> Result<FileType, Failed> {
         let st = statat(e.from, e.name, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| ("stat", e))?;
         let kind = FileType::from_raw_mode(st.st_mode);
         if kind == FileType::Directory {
+            if self.files == Files::CopiedAndSnapshots
+                && subvolumes::snapshot_whole(e.from, e.to, e.name.to_bytes())
+                    .map_err(|e| ("make a snapshot of", errno(&e)))?
+            {
+                // Nothing is left to be done below it.
+                return Ok(FileType::Unknown);
+            }
             mkdirat(e.to, e.name, Mode::RWXU).map_err(|e| ("make the copy of", e))?;
             return Ok(kind);
         }

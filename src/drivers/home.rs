@@ -39,6 +39,9 @@ pub(super) fn is_temporary(name: &str) -> bool {
     name.starts_with(MAKING) || name.starts_with(REMOVING)
 }
 
+/// Deletes an entry of a directory with all that is below it.
+pub(super) type Delete = fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>;
+
 /// A driver's home directory.
 #[derive(Debug)]
 pub(super) struct Home {
@@ -48,12 +51,18 @@ pub(super) struct Home {
     root: Owner,
     /// What limits the size of layers, or why nothing does.
     quotas: Result<LayerQuotas, String>,
+    delete: Delete,
 }
 
 impl Home {
     /// Makes the home if need be (0710, the caller's uid with the gid of the mapped root, so that the latter can pass through
     /// but not list), and the directory `below` it that holds the layers (empty: the home itself). Deletes what a killed process left.
     pub fn open(path: &Path, below: &str, maps: &IdMaps) -> Result<Self> {
+        Self::open_with(path, below, maps, sys::remove::remove_tree_at)
+    }
+
+    /// The same for layers that are more than directories.
+    pub fn open_with(path: &Path, below: &str, maps: &IdMaps, delete: Delete) -> Result<Self> {
         let root = maps.remapped_root().map_err(|e| Error::InvalidOption {
             key: "id maps".to_owned(),
             why: e.to_string(),
@@ -85,6 +94,7 @@ impl Home {
             layers_dir,
             root,
             quotas,
+            delete,
         };
         home.sweep()?;
         Ok(home)
@@ -144,6 +154,14 @@ impl Home {
 
     /// A directory under a temporary name, to become a layer. Its mode is 0700 until its maker sets it.
     pub fn stage(&self) -> Result<Stage<'_>> {
+        self.stage_by(|dir, name| mkdirat(dir, name, Mode::RWXU))
+    }
+
+    /// The same, made in another way.
+    pub fn stage_by(
+        &self,
+        make: impl Fn(BorrowedFd<'_>, &str) -> Result<(), Errno>,
+    ) -> Result<Stage<'_>> {
         loop {
             let name = temporary_name(MAKING);
             let at = self.layers.join(&name);
@@ -151,7 +169,7 @@ impl Home {
                 let at = &at;
                 move |e: Errno| Error::io(op, at, e)
             };
-            match mkdirat(&self.layers_dir, &name, Mode::RWXU) {
+            match make(self.layers_dir.as_fd(), &name) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => continue,
                 Err(e) => return Err(failed("make")(e)),
@@ -162,15 +180,24 @@ impl Home {
                 Err(Errno::NOENT) => continue,
                 Err(e) => return Err(failed("open")(e)),
             };
-            if lock_linked(dir.as_fd()).map_err(failed("lock"))? {
-                return Ok(Stage {
-                    home: self,
-                    name,
-                    dir,
-                    committed: false,
-                });
+            match lock_linked(self.layers_dir.as_fd(), &name, dir.as_fd()) {
+                Ok(true) => {
+                    return Ok(Stage {
+                        home: self,
+                        name,
+                        dir,
+                        committed: false,
+                    });
+                }
+                Ok(false) | Err(Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(failed("lock")(e)),
             }
         }
+    }
+
+    /// The directory of the layers.
+    pub fn layers_dir(&self) -> BorrowedFd<'_> {
+        self.layers_dir.as_fd()
     }
 
     /// Removes a layer: it is gone from its name at once, and then deleted. That it does not exist is success.
@@ -205,7 +232,7 @@ impl Home {
         if let (Ok(quotas), Ok(dir)) = (&self.quotas, open_dir(self.layers_dir.as_fd(), name)) {
             quotas.release(dir.as_fd())?;
         }
-        let delete = || sys::remove::remove_tree_at(self.layers_dir.as_fd(), OsStr::new(name));
+        let delete = || (self.delete)(self.layers_dir.as_fd(), OsStr::new(name));
         match delete() {
             Err(e) if mounted(&e) => {
                 unmount_below(&path)?;
@@ -226,7 +253,7 @@ impl Home {
             let Ok(dir) = open_dir(self.layers_dir.as_fd(), &name) else {
                 continue;
             };
-            match lock_linked(dir.as_fd()) {
+            match lock_linked(self.layers_dir.as_fd(), &name, dir.as_fd()) {
                 Ok(true) => self.delete(&name)?,
                 // In use, or deleted by somebody else.
                 Ok(false) | Err(Errno::WOULDBLOCK) => {}
@@ -506,10 +533,15 @@ fn mounted(e: &io::Error) -> bool {
     matches!(Errno::from_io_error(e), Some(Errno::XDEV | Errno::BUSY))
 }
 
-/// Locks a directory and says whether it still has a name.
-fn lock_linked(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+/// Locks a directory and says whether it still has its name. A deleted subvolume's link count does not tell.
+fn lock_linked(at: BorrowedFd<'_>, name: &str, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
     flock(dir, FlockOperation::NonBlockingLockExclusive)?;
-    Ok(rustix::fs::fstat(dir)?.st_nlink > 0)
+    let held = rustix::fs::fstat(dir)?;
+    match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 fn make_dir_if_missing(path: &Path) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The built-in drivers.
 
+pub mod btrfs;
 pub(crate) mod copy;
 pub mod fuse_overlayfs;
 mod home;
@@ -19,6 +20,7 @@ use crate::graphdriver::{InitFunc, Registry};
 
 /// Every built-in driver: one line each.
 const BUILT_IN: &[(&str, InitFunc)] = &[
+    (btrfs::NAME, btrfs::init),
     (fuse_overlayfs::NAME, fuse_overlayfs::init),
     (overlay::NAME, overlay::init),
     (overlay2::NAME, overlay2::init),

@@ -1,5 +1,6 @@
 //! Kernel interfaces, one file each. The only module that may use `unsafe`.
 
+pub mod btrfs;
 pub mod copy;
 pub mod errno;
 pub mod fs;

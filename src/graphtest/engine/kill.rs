@@ -295,6 +295,11 @@ fn copy_home(from: &Path, to: &Path) -> Done {
     std::fs::create_dir(to).map_err(|e| wrong(e.to_string()))?;
     let source = open_dir(from).map_err(|e| wrong(e.to_string()))?;
     let target = open_dir(to).map_err(|e| wrong(e.to_string()))?;
-    copy_tree(source.as_fd(), target.as_fd(), Files::Copied, |_| true)
-        .map_err(|e| wrong(e.to_string()))
+    copy_tree(
+        source.as_fd(),
+        target.as_fd(),
+        Files::CopiedAndSnapshots,
+        |_| true,
+    )
+    .map_err(|e| wrong(e.to_string()))
 }
