@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
 use crate::tree::TreePath;
 
 /// An error of reading, applying or writing a layer archive.
@@ -49,6 +51,17 @@ impl Error {
             op,
             path: path.clone(),
             source: source.into(),
+        }
+    }
+
+    /// Whether the disk is at fault, not the archive: it is full, read-only or failing.
+    pub fn is_of_the_disk(&self) -> bool {
+        let of_the_disk = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS, Errno::IO];
+        match self {
+            Self::Io { source, .. } => {
+                Errno::from_io_error(source).is_some_and(|e| of_the_disk.contains(&e))
+            }
+            _ => false,
         }
     }
 

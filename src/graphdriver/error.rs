@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::named::named;
 
 /// A driver's result.
@@ -150,6 +152,21 @@ impl Error {
         )
     }
 
+    /// The errno of a system call that failed, on the driver's own files or on an entry of an archive.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Io { source, .. } | Self::Archive(crate::archive::Error::Io { source, .. }) => {
+                Errno::from_io_error(source)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the disk is full, or a quota is.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self.errno(), Some(Errno::NOSPC | Errno::DQUOT))
+    }
+
     /// The class scenarios compare.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -166,6 +183,7 @@ impl Error {
             Self::TooDeep { .. } => ErrorClass::TooDeep,
             Self::InUse { .. } => ErrorClass::InUse,
             Self::Damaged { .. } => ErrorClass::Damaged,
+            Self::Archive(e) if e.is_of_the_disk() => ErrorClass::Other,
             Self::Archive(_) => ErrorClass::Archive,
             Self::Io { .. } | Self::Other(_) => ErrorClass::Other,
         }

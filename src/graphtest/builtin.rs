@@ -23,6 +23,9 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "views",
     "quotas",
     "paths",
+    "space",
+    "read-only",
+    "power",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -10,7 +10,6 @@ use schemars::SchemaGenerator;
 mod whole;
 
 use super::builtin;
-use super::hint::Hint;
 use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
 use super::mutant;
 use super::needs::Need;
@@ -183,7 +182,6 @@ fn suite_schema(g: &mut SchemaGenerator) -> schemars::Schema {
             ("from", false, texts.clone()),
             ("catches", true, OneOrMany::<String>::schema(g)),
             ("tags", false, texts.clone()),
-            ("hints", false, Vec::<Hint>::schema(g)),
             ("needs", false, texts.clone()),
             ("backing", false, OwnBacking::schema(g)),
             (
@@ -338,7 +336,6 @@ impl Loader {
         let must = fields.take::<String>("must", cx);
         let from = fields.take::<Vec<String>>("from", cx);
         let tags = fields.take::<Vec<String>>("tags", cx);
-        let hints = fields.take::<Vec<Hint>>("hints", cx);
         let needs = fields.take::<Vec<At<Need>>>("needs", cx);
         let catches = fields.take::<Option<At<OneOrMany<At<String>>>>>("catches", cx);
         let backing = fields.take::<Option<Raw>>("backing", cx);
@@ -377,7 +374,6 @@ impl Loader {
                 must: must?,
                 from: from?,
                 tags: tags?,
-                hints: hints?,
                 catches: own.into_iter().map(|m| m.value).collect(),
             },
             needs: needs?,
@@ -484,7 +480,7 @@ impl Loader {
                 None => (None, Vec::new(), Vec::new(), Vars::default()),
             };
             let needs = head.needs.iter().chain(&own);
-            let needs: Vec<Need> = needs.map(|n| n.value.clone()).collect();
+            let mut needs: Vec<Need> = needs.map(|n| n.value.clone()).collect();
             let by_limit = needs.iter().any(Need::is_depth_limit).then(|| ByLimit {
                 file: cx.file.clone(),
                 vars: vars.clone(),
@@ -510,8 +506,9 @@ impl Loader {
                 cx.expected("at least one step", &head.steps);
             }
             whole::misplaced(&steps, true, cx);
-            if backing.is_none() {
-                whole::needs_backing(&steps, cx);
+            match &backing {
+                Some(backing) => needs.extend(whole::needs_of(backing)),
+                None => whole::needs_backing(&steps, cx),
             }
             cases.push(Arc::new(Case {
                 scenario: scenario.clone(),

@@ -6,7 +6,6 @@ pub mod engine;
 pub mod event;
 pub mod filter;
 pub mod harness;
-pub mod hint;
 pub mod known;
 mod lang;
 mod limits;

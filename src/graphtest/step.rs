@@ -249,6 +249,8 @@ steps! {
     Restart, RestartStep, "restart" (/** How the old one ends. */ how: Restart) {
         /// What becomes of the home in between.
         home: Option<HomeMove> = "home",
+        /// Done only when the new one starts.
+        then: Vec<Step> = "then",
     };
     /// Cleanup of the driver.
     Cleanup, CleanupStep, "cleanup" (/** The driver. */ driver: DriverWord) {

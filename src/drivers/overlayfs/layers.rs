@@ -193,8 +193,9 @@ impl Mounts {
     fn take_away(&self, merged: &Path) -> Result<()> {
         self.mounter.unmount(merged)?;
         match rustix::fs::rmdir(merged) {
-            // Somebody wrote into the directory while nothing was mounted on it; that is theirs.
-            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY) => Ok(()),
+            // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only
+            // it stays, empty, until the next put.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY | Errno::ROFS) => Ok(()),
             Err(e) => Err(Error::io("remove", merged, e)),
         }
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::mount::OverlayMount;
 use crate::drivers::home::{Home, detach};
 use crate::graphdriver::{Capability, Error, FsMagic, Result, get_fs_magic};
-use crate::sys;
+use crate::sys::{self, mount::MountFlags};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -33,24 +33,52 @@ pub(in crate::drivers) struct Support {
 }
 
 impl Support {
-    /// Mounts an overlay of two lower directories in the home and works in it.
+    /// Mounts an overlay of two lower directories in the home and works in it. A home that has been used and has no room for that
+    /// shows what it needs of the kernel on a tmpfs: whoever wants to make room by removing layers needs a driver.
     ///
     /// # Errors
     /// One of the not-supported errors, with the reason.
     pub fn probe(home: &Home) -> Result<Self> {
+        match Self::probe_in(home) {
+            Err(e) if e.is_no_room() && !home.layers(|_| false)?.is_empty() => {
+                // The first failure is the one to tell.
+                Self::probe_aside(home).map_err(|_| e)
+            }
+            probed => probed,
+        }
+    }
+
+    fn probe_in(home: &Home) -> Result<Self> {
         let backing = get_fs_magic(home.path())?;
         let stage = home.stage()?;
         let at = stage.path();
-        let outcome = Probe {
-            home: home.path(),
-            at: &at,
-            backing,
-            lowers: ["l2".into(), "l1".into()],
-        }
-        .run();
+        let outcome = Probe::new(home.path(), &at, backing).run();
         let left = detach(&at.join("merged"));
         drop(stage);
         outcome.and_then(|support| left.map(|()| support))
+    }
+
+    /// The same on a tmpfs over the home, in a mount namespace that ends with it.
+    fn probe_aside(home: &Home) -> Result<Self> {
+        let backing = get_fs_magic(home.path())?;
+        let path = home.path();
+        let at = path.join("trial");
+        let failed = |e: io::Error| Error::io("mount a tmpfs for a trial over", path, e);
+        let aside = || {
+            sys::ns::enter_private_mount_ns()
+                .and_then(|()| {
+                    let none = MountFlags::empty();
+                    sys::mount::mount(Path::new("trial"), path, "tmpfs", none, b"")
+                })
+                .and_then(|()| fs::create_dir(&at))
+                .map_err(failed)?;
+            Probe::new(path, &at, backing).run()
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, aside);
+            let joined = thread.map_err(failed)?.join();
+            joined.unwrap_or_else(|_| Err(failed(io::Error::other("the thread panicked"))))
+        })
     }
 
     fn attribute(&self, name: &str) -> String {
@@ -65,7 +93,16 @@ struct Probe<'a> {
     lowers: [PathBuf; 2],
 }
 
-impl Probe<'_> {
+impl<'a> Probe<'a> {
+    fn new(home: &'a Path, at: &'a Path, backing: FsMagic) -> Self {
+        Self {
+            home,
+            at,
+            backing,
+            lowers: ["l2".into(), "l1".into()],
+        }
+    }
+
     fn run(&self) -> Result<Support> {
         lay_out(self.at).map_err(|e| Error::io("set up a trial overlay in", self.at, e))?;
         if !self
@@ -81,14 +118,23 @@ impl Probe<'_> {
         let user_xattr = sys::ns::in_user_ns();
         self.mark_opaque(user_xattr)?;
         let mut support = self.mount(user_xattr)?;
-        self.work_in_it(&mut support).map_err(|e| {
-            Error::IncompatibleFs(format!(
-                "an overlay on {} ({}) mounts but does not work: {e}",
-                self.home.display(),
-                self.backing
-            ))
-        })?;
+        self.work_in_it(&mut support)
+            .map_err(|e| match Errno::from_io_error(&e) {
+                Some(e @ (Errno::NOSPC | Errno::DQUOT)) => self.no_room(e),
+                // The directory below can be written to, so it is only for want of room for the work directory.
+                Some(Errno::ROFS) => self.no_room(Errno::NOSPC),
+                _ => Error::IncompatibleFs(format!(
+                    "an overlay on {} ({}) mounts but does not work: {e}",
+                    self.home.display(),
+                    self.backing
+                )),
+            })?;
         Ok(support)
+    }
+
+    /// A full disk says nothing about what the filesystem can do.
+    fn no_room(&self, e: Errno) -> Error {
+        Error::io("work in a trial overlay in", self.at, e)
     }
 
     fn tells_types(&self) -> io::Result<bool> {
@@ -109,6 +155,7 @@ impl Probe<'_> {
             let why =
                 format!("{backing} on {home} does not keep the attributes of an overlay: {e}");
             match e {
+                Errno::NOSPC | Errno::DQUOT => self.no_room(e),
                 Errno::PERM => Error::Prerequisites(why),
                 _ => Error::IncompatibleFs(why),
             }
@@ -160,6 +207,7 @@ impl Probe<'_> {
             FsMagic::NFS,
         ];
         match Errno::from_io_error(e) {
+            Some(e @ (Errno::NOSPC | Errno::DQUOT)) => self.no_room(e),
             Some(Errno::PERM | Errno::ACCESS) => Error::Prerequisites(what),
             Some(Errno::INVAL) if stacked.contains(&self.backing) => Error::IncompatibleFs(what),
             _ => Error::NotSupported(what),

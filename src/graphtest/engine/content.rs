@@ -318,7 +318,9 @@ fn judge(ops: &[At<Op>], outcomes: &[Outcome]) -> Done {
         build::judge(i, &op.value, outcome).map_err(|e| {
             let what = format!("expected {}, {}", e.expected, e.found);
             let mut fail = Fail::new(what).in_op(&op.at, &op.value);
-            fail.no_room = matches!(outcome, Err(Failure::Errno(Errno::NOSPC | Errno::DQUOT)));
+            // The kernel mounts an overlay read-only when there is no room for its work directory.
+            let full = [Errno::NOSPC, Errno::DQUOT, Errno::ROFS].map(|e| Err(Failure::Errno(e)));
+            fail.no_room = full.contains(outcome);
             fail
         })?;
     }

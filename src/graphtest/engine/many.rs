@@ -217,6 +217,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Repeat(s) => s.body.each.iter().for_each(|b| touches(b, into)),
             Action::Parallel(s) => s.body.each.iter().for_each(|b| touches(b, into)),
             Action::Guard(s) => touches(&s.body, into),
+            Action::Restart(s) => touches(&s.then, into),
             Action::Kill(s) => {
                 touches(&s.body, into);
                 touches(&s.then, into);
@@ -226,7 +227,6 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
                 touches(&s.then, into);
             }
             Action::Archive(_)
-            | Action::Restart(_)
             | Action::Cleanup(_)
             | Action::Status(_)
             | Action::Umask(_)

@@ -2,19 +2,25 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::statvfs;
 
 use super::call::{Done, Fail};
 use crate::graphtest::scenario::OwnBacking;
 use crate::graphtest::step::{Access, Keeps};
-use crate::lab::{self, Fresh, Journal, Place};
+use crate::lab::{self, Fresh, GivenBack, Journal, Place};
+
+/// A filesystem that can hold this many times the files asked for has no limit that is worth filling.
+const INODES_ROUNDED: u64 = 4;
+
+/// How often, and after what pauses, a busy filesystem is mounted otherwise.
+const BUSY_TRIES: u32 = 100;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A filesystem made for one run of a scenario, of the kind that the cell's homes lie on.
 #[derive(Debug)]
-pub(crate) struct Own {
-    made: lab::OwnBacking,
-}
+pub(crate) struct Own(lab::OwnBacking);
 
 /// Why there is none.
 pub(crate) enum Without {
@@ -27,49 +33,55 @@ pub(crate) enum Without {
 impl Own {
     /// Makes one.
     pub fn make(place: &Place, asked: &OwnBacking) -> Result<Self, Without> {
-        let wanted = Fresh {
+        let fresh = Fresh {
             size: asked.size,
             inodes: asked.inodes,
         };
-        let made = place.fresh(&wanted).map_err(|e| match e.kind() {
-            io::ErrorKind::Unsupported => Without::Kind(format!(
-                "needs a backing of its own: {}: {e}",
-                place.backing
-            )),
+        let own = place.fresh(&fresh).map(Self).map_err(|e| match e.kind() {
+            io::ErrorKind::Unsupported => Without::Kind(format!("needs a backing of its own: {e}")),
             _ => Without::Failed(Fail::new(format!("no backing of its own: {e}"))),
         })?;
-        let own = Self { made };
         let Some(inodes) = asked.inodes else {
             return Ok(own);
         };
-        let limited = statvfs(own.dir())
-            .is_ok_and(|st| st.f_files > 0 && st.f_files <= inodes.saturating_mul(2));
-        if limited {
+        let holds = statvfs(own.dir()).map_or(0, |st| st.f_files);
+        if (1..=inodes.saturating_mul(INODES_ROUNDED)).contains(&holds) {
             return Ok(own);
         }
         own.give_back().map_err(Without::Failed)?;
-        let why = format!(
-            "needs a limit on the number of files: {} has none",
+        Err(Without::Kind(format!(
+            "needs a backing for {inodes} files: the least that {} can have is {holds}",
             place.backing
-        );
-        Err(Without::Kind(why))
+        )))
     }
 
     /// The place of homes on it.
     pub fn place(&self) -> &Place {
-        &self.made.place
+        &self.0.place
     }
 
     /// Its root.
     pub fn dir(&self) -> &Path {
-        &self.made.place.dir
+        &self.place().dir
     }
 
     /// Mounts it otherwise, whoever uses it.
     pub fn remount(&self, how: Access) -> Done {
-        self.made
-            .remount(how == Access::ReadOnly)
-            .map_err(|e| Fail::new(format!("the backing cannot be mounted otherwise: {e}")))
+        let mut tries = 0;
+        loop {
+            match self.0.remount(how == Access::ReadOnly) {
+                // The kernel still has to let go of what was just closed or removed.
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => {
+                    tries += 1;
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                Err(e) => {
+                    let what = format!("the backing cannot be mounted {how:?}: {e}");
+                    return Err(Fail::new(what));
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Cuts its power, lets go of what is open on it, and mounts it again.
@@ -78,25 +90,25 @@ impl Own {
             Keeps::Nothing => Journal::Lost,
             Keeps::Metadata => Journal::Flushed,
         };
-        self.made
+        self.0
             .cut_power(journal, let_go)
-            .map_err(|e| Fail::new(format!("the power of the backing: {e}")))
+            .map_err(|e| Fail::new(format!("the power of the backing cannot be cut: {e}")))
     }
 
-    /// Leaves it in place, with the cell's.
+    /// Leaves it as it is until the cell is given back.
     pub fn keep(self) {
-        self.made.keep();
+        self.0.keep();
     }
 
-    /// Unmounts it, looks for damage, and gives back all that it took.
+    /// Unmounts it and gives back all that it took. What the run did must not have damaged it.
     pub fn give_back(self) -> Done {
-        let given = self.made.give_back();
-        let wrong: Vec<String> = given.left.into_iter().chain(given.damage).collect();
+        let GivenBack { left, damage, .. } = self.0.give_back();
+        let wrong: Vec<String> = left.into_iter().chain(damage).collect();
         if wrong.is_empty() {
             return Ok(());
         }
         Err(Fail::lines(
-            "the scenario's backing is not given back whole",
+            "the scenario's backing is left behind or damaged:",
             wrong,
         ))
     }

@@ -3,15 +3,18 @@
 use rustix::fs::syncfs;
 
 use super::call::{Done, Fail};
+use super::home::make_dir;
 use super::layers::Layers;
 use super::lifecycle::open_dir;
 use super::world::World;
-use crate::graphtest::step::{CutPowerStep, Expect, Keeps, RemountStep};
+use crate::graphtest::step::{Access, CutPowerStep, Expect, Keeps, RemountStep};
 use crate::tree::{Compare, compare};
 
 impl World<'_> {
     pub fn remount(&mut self, s: &RemountStep) -> Done {
-        self.own()?.remount(s.how)
+        self.own()?.remount(s.how)?;
+        self.read_only = s.how == Access::ReadOnly;
+        Ok(())
     }
 
     pub fn sync(&mut self) -> Done {
@@ -28,6 +31,8 @@ impl World<'_> {
         let own = self.own()?;
         self.abandon();
         own.cut_power(s.keeps.unwrap_or(Keeps::Nothing), || self.crashed.clear())?;
+        // The home itself may be lost; whoever runs a driver makes it.
+        make_dir(&self.home)?;
         self.init(&Expect::default())
             .map_err(|f| f.context("after the cut"))?;
         let (synced, last) = (self.synced.clone(), self.layers.clone());

@@ -28,7 +28,10 @@ impl World<'_> {
                 .map_err(|e| Fail::new(format!("the home cannot be moved: {e}")))?;
             self.home = moved;
         }
-        self.init(expect).map(|_| ())
+        match self.init(expect)? {
+            true => self.run(&s.then),
+            false => Ok(()),
+        }
     }
 
     /// Ends the driver in order.

@@ -27,6 +27,8 @@ pub(crate) struct World<'a> {
     pub dir: PathBuf,
     /// The filesystem that the scenario has to itself, where it asks for one.
     pub own: Option<&'a Own>,
+    /// Whether that is read-only now.
+    pub read_only: bool,
     /// The driver's home in it.
     pub home: PathBuf,
     /// The options of the driver that runs now.
@@ -71,6 +73,7 @@ impl<'a> World<'a> {
             progress,
             dir: dir.to_path_buf(),
             own: None,
+            read_only: false,
             home: dir.join("home"),
             options: Vec::new(),
             running: None,

@@ -3,9 +3,11 @@
 use schemars::SchemaGenerator;
 
 use crate::graphtest::lang::{Cx, Fields, Part, object};
+use crate::graphtest::needs::{Need, NeedKind};
 use crate::graphtest::scenario::OwnBacking;
 use crate::graphtest::step::{Action, GuardWord, Step};
 use crate::graphtest::yaml::Node;
+use crate::lab::Fact;
 use crate::tree::op::Size;
 
 /// The steps that a step holds.
@@ -14,6 +16,7 @@ fn bodies(step: &Step) -> Vec<&[Step]> {
         Action::Repeat(s) => s.body.each.iter().map(|b| &**b).collect(),
         Action::Parallel(s) => s.body.each.iter().map(|b| &**b).collect(),
         Action::Guard(s) => vec![&s.body],
+        Action::Restart(s) => vec![&s.then],
         Action::Kill(s) => vec![&s.body, &s.then],
         Action::Full(s) => vec![&s.body, &s.then],
         _ => Vec::new(),
@@ -62,6 +65,17 @@ pub(super) fn needs_backing(steps: &[Step], cx: &mut Cx) {
             needs_backing(body, cx);
         }
     }
+}
+
+/// What must be there for a filesystem of a scenario's own.
+pub(super) fn needs_of(backing: &OwnBacking) -> impl Iterator<Item = Need> {
+    let inodes = backing.inodes.map(|_| Fact::InodeLimit);
+    std::iter::once(Fact::OwnBacking)
+        .chain(inodes)
+        .map(|fact| Need {
+            negated: false,
+            kind: NeedKind::Fact(fact),
+        })
 }
 
 impl Part for OwnBacking {

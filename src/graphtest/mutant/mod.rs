@@ -8,6 +8,7 @@ mod base;
 mod calls;
 mod child;
 mod edges;
+mod disk;
 mod files;
 mod mounts;
 mod persist;

@@ -3,7 +3,7 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, calls, child, edges, mounts, persist, put, quota, report, stream, transfer,
+    Make, Mutant, calls, child, disk, edges, mounts, persist, put, quota, report, stream, transfer,
 };
 
 macro_rules! mutants {
@@ -240,6 +240,21 @@ mutants! {
     "remove-not-atomic" "A layer is emptied before it is removed." Bug(persist::RemoveNotAtomic::make);
     "empty-link-wipes-links" "Removing a layer whose `link` file is empty removes all links." Bug(persist::EmptyLinkWipesLinks::make);
     "damage-shown-empty" "A damaged layer is shown as an empty one." Bug(persist::DamageShownEmpty::make);
+
+    // space, read-only, power
+    "failed-create-leaks" "A create for which there is no room leaves a directory of another name." Bug(disk::FailedCreateLeaks::make);
+    "list-write-unchecked" "The list of layers is written without a look at errors, and is empty when there is no room." Bug(disk::ListWriteUnchecked::make);
+    "full-for-ever" "Once there was no room to make a layer, none can be made until a restart." Bug(disk::FullForEver::make);
+    "put-truncates-when-full" "On a disk without room the files of a layer that is put are cut short." R(Recipe::put(disk::put_truncates_when_full));
+    "apply-ignores-full" "An archive for which there is no room is taken for applied." Bug(disk::ApplyIgnoresFull::make);
+    "full-told-as-archive" "That there is no room is told as a fault of the archive." Bug(disk::FullToldAsArchive::make);
+    "remove-needs-room" "Removing a layer first writes a note to the disk." Bug(disk::RemoveNeedsRoom::make);
+    "diff-spooled-in-home" "A diff is written to the home before it is handed out." Bug(disk::DiffSpooledInHome::make);
+    "read-only-is-success" "Calls that fail because the disk is read-only are told as done." Bug(disk::ReadOnlyIsSuccess::make);
+    "read-only-looks-empty" "On a read-only disk no layer exists." Bug(disk::ReadOnlyLooksEmpty::make);
+    "read-only-for-ever" "Once the disk was read-only, no layer can be made until a restart." Bug(disk::ReadOnlyForEver::make);
+    "records-not-synced" "The files of a new layer are not synced." Bug(disk::RecordsNotSynced::make);
+    "create-deferred" "A child is not made before it is first got." Bug(disk::CreateDeferred::make);
 
     // views
     "view-writable" "A layer that has children is handed out as a writable copy." Bug(mounts::ViewWritable::make);
