@@ -7,8 +7,8 @@
 mod base;
 mod calls;
 mod child;
-mod edges;
 mod disk;
+mod edges;
 mod files;
 mod mounts;
 mod persist;
