@@ -47,8 +47,8 @@ impl World<'_> {
             let names: Vec<PathBuf> = (0..writers.threads)
                 .map(|n| path.join(format!("written-{n}")))
                 .collect();
-            let judge = |written: Written| judge(&s.id, written, least, most);
-            judge(write(&names, writers, most.unwrap_or(least)).map_err(wrong)?)?;
+            let first = write(&names, writers, most.unwrap_or(least)).map_err(wrong)?;
+            judge(&s.id, first, least, most)?;
             if s.keep {
                 return Ok(());
             }
@@ -56,7 +56,8 @@ impl World<'_> {
             if most.is_some() {
                 // What was deleted can be written again.
                 let again = write(&names, writers, least).map_err(wrong)?;
-                judge(again).map_err(|f| f.context("once more, after all was deleted"))?;
+                judge(&s.id, again, least, None)
+                    .map_err(|f| f.context("once more, after all was deleted"))?;
                 remove(root, &names).map_err(wrong)?;
             }
             let times = Timestamps {
