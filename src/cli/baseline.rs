@@ -170,6 +170,7 @@ mod tests {
                 target: "vfs".to_string(),
                 backing: "dir:/x[1]".to_string(),
                 filesystem: None,
+                guest: false,
                 kernel: "6.1.0".to_string(),
                 status: CellStatus::Ran,
                 reason: None,

@@ -60,6 +60,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     for (backing, filesystem, facts) in &told {
         text += &facts_of(backing, filesystem, facts);
     }
+    text += &super::vm::doctor()?;
     let left = register.close()?;
     print(&text)?;
     Ok(match (any, left.is_empty()) {

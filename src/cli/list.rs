@@ -29,6 +29,8 @@ enum What {
     Drivers,
     /// What a driver's home can live on
     Backings,
+    /// The kernels that guests can have
+    Kernels,
     /// The scenarios; filters, levels and tags select as in `run`
     Scenarios,
     /// The sentences of the contract
@@ -88,6 +90,7 @@ fn items(args: &Args) -> anyhow::Result<Vec<Value>> {
                 json!({"name": b.to_string(), "about": about, "missing": missing})
             })
             .collect(),
+        What::Kernels => super::vm::list()?,
         What::Scenarios => scenarios(args)?,
         What::Requirements => {
             let library = select::library(&[])?;

@@ -3,6 +3,7 @@
 mod baseline;
 mod clean;
 mod doctor;
+mod guest;
 mod list;
 mod matrix;
 mod output;
@@ -10,6 +11,7 @@ mod report;
 mod run;
 mod select;
 mod setup;
+mod vm;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -54,6 +56,17 @@ enum Command {
     Report(report::Args),
     /// Print cells as the jobs of a CI system
     Matrix(matrix::Args),
+    /// Guests with other kernels, by hand
+    Vm(vm::Args),
+    /// The first process of a guest
+    #[command(hide = true)]
+    Guest,
+    /// A run in a guest
+    #[command(hide = true)]
+    GuestRun {
+        /// What is to be run
+        order: std::path::PathBuf,
+    },
     /// Print the JSON Schema of the scenario language, for editors
     Schema,
     /// Print shell completions
@@ -105,6 +118,9 @@ fn dispatch(command: Command) -> anyhow::Result<Status> {
         Command::Baseline(args) => baseline::main(args),
         Command::Report(args) => report::main(args),
         Command::Matrix(args) => matrix::main(args),
+        Command::Vm(args) => vm::main(&args),
+        Command::Guest => guest::first_process(),
+        Command::GuestRun { order } => guest::run(&order),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::graphtest::schema())?;
             print(&(schema + "\n"))

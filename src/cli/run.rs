@@ -8,12 +8,13 @@ use clap::Args as ClapArgs;
 
 use super::output::{Output, Volume, When};
 use super::select::{self, CellArgs, ScenarioArgs};
-use super::{setup, usage};
-use crate::graphtest::Library;
+use super::{setup, usage, vm};
+use crate::graphtest::event::Event;
 use crate::graphtest::known::Known;
 use crate::graphtest::report::{Report, Wanted};
 use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run, suited};
 use crate::graphtest::shard::Shard;
+use crate::graphtest::{Library, guest, load};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -21,12 +22,22 @@ pub(super) struct Args {
     scenarios: ScenarioArgs,
     #[command(flatten)]
     cells: CellArgs,
+    /// Run the cells in guests with these kernels: names as `list kernels` has them, or paths of kernel images
+    #[arg(
+        long,
+        value_name = "K,...",
+        value_delimiter = ',',
+        conflicts_with = "keep"
+    )]
+    kernel: Vec<String>,
+    #[command(flatten)]
+    guests: vm::HowArgs,
     /// How many scenarios run at a time [default: four per processor, since they wait for disks]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// The time limit of one scenario
-    #[arg(long, value_name = "DUR", default_value = "3m", value_parser = parse_timeout)]
-    timeout: Duration,
+    /// The time limit of one scenario [default: 3m; in a guest, which may be emulated, 15m]
+    #[arg(long, value_name = "DUR", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
     /// How often each scenario is run
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
@@ -83,14 +94,26 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let rules = rules(args)?;
     let library = select::library(&args.scenarios.suite)?;
     let cells = cells(args, &library, failed.as_ref())?;
+    let texts = texts(args)?;
+    let guests = match args.kernel.is_empty() {
+        true => None,
+        false => Some(vm::prepare(&args.guests, &args.kernel)?),
+    };
     let register = Arc::new(setup::register()?);
-    let (user, note) = setup::namespaces(args.keep);
-    if let Some(note) = note {
-        eprintln!("note: {note}");
-    }
+    // Guests have mounts and owners of their own; making them needs no rights.
+    let user = match guests {
+        Some(_) => "root of a guest".to_string(),
+        None => {
+            let (user, note) = setup::namespaces(args.keep);
+            if let Some(note) = note {
+                eprintln!("note: {note}");
+            }
+            user
+        }
+    };
     setup::raise_open_files();
     let stop = setup::interrupts()?;
-    let cells = if args.cells.any_backing() && failed.is_none() {
+    let cells = if args.cells.any_backing() && failed.is_none() && guests.is_none() {
         suited(cells, &register)
     } else {
         cells
@@ -104,8 +127,16 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         }
     };
     let options = Options {
-        jobs: args.jobs.map_or_else(|| 4 * cpus(), usize::from),
-        timeout: args.timeout,
+        // A guest has one processor.
+        jobs: match (args.jobs, &guests) {
+            (Some(jobs), _) => jobs.into(),
+            (None, Some(_)) => 4,
+            (None, None) => 4 * cpus(),
+        },
+        timeout: args.timeout.unwrap_or(match &guests {
+            Some(_) => Duration::from_secs(15 * 60),
+            None => Duration::from_secs(3 * 60),
+        }),
         repeat: args.repeat as usize,
         fail_fast: args.fail_fast,
         keep: args.keep,
@@ -121,13 +152,22 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         _ => Volume::Normal,
     };
     let mut output = Output::new(&args.report, args.color, args.progress, volume);
-    let interrupted = run(
-        &cells,
-        &options,
-        &register,
-        &|| setup::interrupted(&stop),
-        &mut |event| output.tell(event),
-    );
+    let stopped = || setup::interrupted(&stop);
+    let mut tell = |event: &Event| output.tell(event);
+    let interrupted = match &guests {
+        None => run(&cells, &options, &register, &stopped, &mut tell),
+        Some((lab, kernels)) => {
+            let plan = guest::Plan {
+                lab,
+                kernels,
+                cells: &cells,
+                texts: &texts,
+                options: &options,
+            };
+            let note = |text: &str| eprintln!("note: {text}");
+            guest::run(&plan, &register, &stopped, &note, &mut tell)
+        }
+    };
     let Some((report, written)) = output.finish() else {
         anyhow::bail!("the run never began");
     };
@@ -196,5 +236,17 @@ fn rules(args: &Args) -> anyhow::Result<Rules> {
         known,
         program,
         suites: args.scenarios.suite.clone(),
+        kernel: None,
+    })
+}
+
+/// The files that a guest does not have.
+fn texts(args: &Args) -> anyhow::Result<guest::Texts> {
+    let suites = &args.scenarios.suite;
+    let suites = (!suites.is_empty()).then(|| load::texts(suites));
+    let known = args.known.as_deref().map(Known::texts);
+    Ok(guest::Texts {
+        suites: suites.transpose().map_err(|e| usage(e.to_string()))?,
+        known: known.transpose().map_err(usage)?,
     })
 }

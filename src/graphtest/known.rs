@@ -107,6 +107,14 @@ impl Known {
     /// # Errors
     /// A file cannot be read, or everything that is wrong in them, a line each with file and line.
     pub fn load(path: &Path) -> Result<Self, String> {
+        Self::from_texts(Self::texts(path)?)
+    }
+
+    /// The names and texts of the files that [`Known::load`] reads.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(crate) fn texts(path: &Path) -> Result<Vec<(String, String)>, String> {
         let said = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
         let mut files = vec![path.to_path_buf()];
         if path.is_dir() {
@@ -120,10 +128,16 @@ impl Known {
             let text = std::fs::read_to_string(&file).map_err(|e| said(&file, &e))?;
             texts.push((file.display().to_string(), text));
         }
-        Self::from_texts(texts)
+        Ok(texts)
     }
 
-    fn from_texts(texts: impl IntoIterator<Item = (String, String)>) -> Result<Self, String> {
+    /// Reads texts, each with the name that its errors carry.
+    ///
+    /// # Errors
+    /// Everything that is wrong in them.
+    pub(crate) fn from_texts(
+        texts: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, String> {
         let (mut rules, mut wrong) = (Vec::new(), Vec::new());
         for (file, text) in texts {
             let file: Arc<str> = file.into();

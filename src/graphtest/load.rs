@@ -73,6 +73,14 @@ pub fn builtin() -> Result<Library, LoadError> {
 /// # Errors
 /// Everything that is wrong: a file that cannot be read, or what is not as `suites/README.md` says.
 pub fn load_files(paths: &[PathBuf]) -> Result<Library, LoadError> {
+    from_texts(texts(paths)?)
+}
+
+/// The names and texts of the files that [`load_files`] reads.
+///
+/// # Errors
+/// Every file that cannot be read.
+pub(crate) fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>, LoadError> {
     let mut texts = Vec::new();
     let mut errors = Vec::new();
     for path in paths {
@@ -87,10 +95,11 @@ pub fn load_files(paths: &[PathBuf]) -> Result<Library, LoadError> {
             }),
         }
     }
-    if !errors.is_empty() {
-        return Err(LoadError { errors });
+    if errors.is_empty() {
+        Ok(texts)
+    } else {
+        Err(LoadError { errors })
     }
-    from_texts(texts)
 }
 
 fn read(path: &PathBuf) -> Result<Vec<(String, String)>, String> {

@@ -5,6 +5,8 @@ pub mod condition;
 pub mod engine;
 pub mod event;
 pub mod filter;
+#[cfg(feature = "vm")]
+pub mod guest;
 pub mod harness;
 pub mod known;
 mod lang;

@@ -15,6 +15,8 @@ mod provision;
 mod stack;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "vm")]
+pub mod vm;
 
 use std::io;
 use std::path::PathBuf;

@@ -7,12 +7,14 @@ pub mod fs;
 pub mod fsctl;
 pub mod identity;
 pub mod kmsg;
+pub mod kvm;
 pub mod loopdev;
 pub mod mount;
 pub mod ns;
 pub mod ptrace;
 pub mod quota;
 pub mod remove;
+pub mod spawn;
 pub mod xattr;
 
 pub use identity::{act_as, unshare_fs, with_umask};

@@ -50,6 +50,9 @@ pub struct Cell {
     pub filesystem: Option<String>,
     /// The kernel's release.
     pub kernel: String,
+    /// Whether that is another than the host's: it ran in a guest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest: bool,
     /// What became of it.
     pub status: CellStatus,
     /// Why, unless it ran.
@@ -121,9 +124,13 @@ impl Totals {
 }
 
 impl Cell {
-    /// The name in lists: `overlay2 on tmpfs`.
+    /// The name in lists: `overlay2 on tmpfs`, and of one that ran in a guest `overlay2 on tmpfs under 6.1.0`.
     pub fn name(&self) -> String {
-        format!("{} on {}", self.target, self.backing)
+        let name = format!("{} on {}", self.target, self.backing);
+        match self.guest {
+            true => format!("{name} under {}", self.kernel),
+            false => name,
+        }
     }
 
     /// The results of this cell, counted.
@@ -210,6 +217,7 @@ impl Report {
             backing: c.backing.clone(),
             filesystem: None,
             kernel: c.kernel.clone(),
+            guest: c.kernel != start.host.kernel,
             status: CellStatus::Error,
             reason: Some("the run ended before this cell".to_string()),
             planned: 0,

@@ -85,6 +85,8 @@ pub struct Rules {
     pub program: String,
     /// Scenario files other than the built-in ones.
     pub suites: Vec<PathBuf>,
+    /// The kernel, when it is not this machine's, as it was asked for.
+    pub kernel: Option<String>,
 }
 
 impl Rules {
@@ -168,6 +170,9 @@ impl Rules {
         let mut words = vec![self.program.clone(), "run".to_string()];
         for suite in &self.suites {
             words.extend(["--suite".to_string(), suite.display().to_string()]);
+        }
+        if let Some(kernel) = &self.kernel {
+            words.extend(["--kernel".to_string(), kernel.clone()]);
         }
         words.extend([
             "--target".to_string(),
@@ -264,6 +269,7 @@ mod tests {
             known: Known::load(&path).unwrap(),
             program: "graphtest".to_string(),
             suites: vec!["my suite.yaml".into()],
+            kernel: None,
         }
     }
 

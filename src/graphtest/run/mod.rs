@@ -17,7 +17,7 @@ pub use status::Status;
 
 use super::Library;
 use super::engine::{RunLimits, run_case};
-use super::event::{Event, Host, RunStart};
+use super::event::{CellStart, Event, Host, RunStart};
 use super::shard::Part;
 use crate::lab::Register;
 use schedule::Limits;
@@ -58,14 +58,8 @@ pub fn run(
     stop: &dyn Fn() -> bool,
     tell: &mut dyn FnMut(&Event),
 ) -> bool {
-    tell(&Event::RunStarted(RunStart {
-        tool: format!("graphtest {}", env!("CARGO_PKG_VERSION")),
-        started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        seed: None,
-        host: host(&options.user),
-        part: options.part.clone(),
-        cells: cells.iter().map(Cell::start).collect(),
-    }));
+    let starts = cells.iter().map(Cell::start).collect();
+    tell(&Event::RunStarted(start(options, starts)));
     let mut session = Session::new(cells, options, tell);
     let keep = options.keep;
     let requirements = Arc::new(options.library.requirements.clone());
@@ -99,6 +93,18 @@ pub fn run(
         }),
     );
     session.finish(register, stop())
+}
+
+/// What is known when a run of these cells begins.
+pub(super) fn start(options: &Options, cells: Vec<CellStart>) -> RunStart {
+    RunStart {
+        tool: format!("graphtest {}", env!("CARGO_PKG_VERSION")),
+        started: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        seed: None,
+        host: host(&options.user),
+        part: options.part.clone(),
+        cells,
+    }
 }
 
 /// The running kernel's release.

@@ -1,0 +1,78 @@
+//! The guest's side: an order becomes a run.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{CellOrder, Order};
+use crate::graphtest::event::Event;
+use crate::graphtest::known::Known;
+use crate::graphtest::run::{Cell, Named, Options, Required, Rules, run};
+use crate::graphtest::target::built_in;
+use crate::graphtest::{Case, Library, load};
+use crate::lab::Register;
+
+/// Carries an order out, and tells `tell` all that happens.
+///
+/// # Errors
+/// The order is not one of this version of the program.
+pub fn carry_out(
+    order: &str,
+    user: String,
+    register: &Arc<Register>,
+    tell: &mut dyn FnMut(&Event),
+) -> Result<(), String> {
+    let order: Order = serde_json::from_str(order).map_err(|e| format!("the order: {e}"))?;
+    let library = match &order.texts.suites {
+        None => load::builtin(),
+        Some(texts) => load::from_texts(texts.clone()),
+    };
+    let library = library.map_err(|e| e.to_string())?;
+    let known = match &order.texts.known {
+        None if order.texts.suites.is_some() => Known::default(),
+        None => Known::builtin()?,
+        Some(texts) => Known::from_texts(texts.clone())?,
+    };
+    let cells = cells(&order.cells, &library)?;
+    let options = Options {
+        jobs: order.jobs,
+        timeout: order.timeout,
+        repeat: order.repeat,
+        fail_fast: order.fail_fast,
+        keep: false,
+        user,
+        rules: Rules {
+            known,
+            program: order.program,
+            suites: order.suites,
+            kernel: Some(order.kernel),
+        },
+        library: Arc::new(library),
+        whole: false,
+        part: None,
+    };
+    run(&cells, &options, register, &|| false, tell);
+    Ok(())
+}
+
+fn cells(orders: &[CellOrder], library: &Library) -> Result<Vec<Cell>, String> {
+    let targets = built_in();
+    let cases: BTreeMap<String, &Arc<Case>> = library.cases().map(|c| (c.label(), c)).collect();
+    let cell = |order: &CellOrder| {
+        let target = targets.iter().find(|t| t.name() == order.target);
+        let mine = order.cases.iter().map(|label| {
+            let case = cases.get(label).copied().map(Arc::clone);
+            case.ok_or_else(|| format!("no scenario {label}"))
+        });
+        Ok(Cell {
+            target: Arc::clone(target.ok_or_else(|| format!("no target {}", order.target))?),
+            backing: order.backing.parse()?,
+            named: Named {
+                target: order.named.0,
+                backing: order.named.1,
+            },
+            cases: mine.collect::<Result<_, String>>()?,
+            required: Arc::new(Required::parse(&order.required.join("\n"))?),
+        })
+    };
+    orders.iter().map(cell).collect()
+}

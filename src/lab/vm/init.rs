@@ -1,0 +1,225 @@
+//! The first process of a guest: it mounts what every program expects, does the job, tells the host all of it, and turns the
+//! machine off.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::process::{WaitOptions, wait};
+use rustix::system::{RebootCommand, reboot};
+use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
+
+use super::wire::{JOB_DIR, Job, Message};
+use crate::sys::mount::{MountFlags, mount};
+
+/// The line to the host, the console, and the disks in the order of the emulator's command line.
+const LINE: &str = "/dev/ttyS1";
+const CONSOLE: &str = "/dev/ttyS0";
+const WORK: &str = "/dev/nvme1n1";
+const JOB: &str = "/dev/nvme2n1";
+
+/// How often the guest says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// The line to the host, for all threads.
+type Line = Arc<Mutex<File>>;
+
+fn say(line: &Line, message: &Message) -> io::Result<()> {
+    message.write(&mut *line.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+/// Does everything; to be called in the first process of a guest and nowhere else.
+///
+/// # Errors
+/// This is not the first process. In a guest it does not return.
+pub fn main() -> io::Result<()> {
+    if !rustix::process::getpid().is_init() {
+        return Err(io::Error::other(
+            "only the first process of a guest does this",
+        ));
+    }
+    if let Err(e) = carry_out() {
+        // The line may be what failed; the host shows the console's last lines.
+        eprintln!("guest: {e}");
+    }
+    rustix::fs::sync();
+    reboot(RebootCommand::PowerOff)?;
+    loop {
+        std::thread::park();
+    }
+}
+
+fn carry_out() -> io::Result<()> {
+    // Before anything else that can fail: the line.
+    mount_if_needed("devtmpfs", "/dev")?;
+    let line = OpenOptions::new().write(true).open(LINE)?;
+    let mut attributes = tcgetattr(&line)?;
+    attributes.make_raw();
+    tcsetattr(&line, OptionalActions::Now, &attributes)?;
+    let line: Line = Arc::new(Mutex::new(line));
+    let release = rustix::system::uname();
+    say(
+        &line,
+        &Message::Hello(release.release().to_string_lossy().into_owned()),
+    )?;
+    let last = match settle().and_then(|job| work(&job, &line)) {
+        Ok(status) => Message::Done(status),
+        Err(e) => Message::Failed(e.to_string()),
+    };
+    say(&line, &last)?;
+    let line = line.lock().unwrap_or_else(|e| e.into_inner());
+    Ok(tcdrain(&*line)?)
+}
+
+fn mount_if_needed(fs_type: &str, path: &str) -> io::Result<()> {
+    match mount(
+        Path::new(fs_type),
+        Path::new(path),
+        fs_type,
+        MountFlags::empty(),
+        b"",
+    ) {
+        // The kernel has mounted it itself.
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        Err(e) => Err(io::Error::new(e.kind(), format!("mount {path}: {e}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Mounts everything, makes the files of the job, and returns it.
+fn settle() -> io::Result<Job> {
+    mount_if_needed("proc", "/proc")?;
+    mount_if_needed("sysfs", "/sys")?;
+    for path in ["/run", "/tmp", "/var", "/root"] {
+        mount_if_needed("tmpfs", path)?;
+    }
+    fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
+    for dir in ["/dev/shm", "/dev/pts", "/var/tmp", "/var/lib", JOB_DIR] {
+        fs::create_dir_all(dir)?;
+    }
+    mount_if_needed("devpts", "/dev/pts")?;
+    mount_if_needed("tmpfs", "/dev/shm")?;
+    // Whoever opens these has the kernel load the module; without udev nobody else makes them.
+    for (path, minor) in [
+        ("/dev/fuse", 229),
+        ("/dev/loop-control", 237),
+        ("/dev/btrfs-control", 234),
+    ] {
+        let mode = Mode::from_raw_mode(0o600);
+        match mknodat(
+            CWD,
+            path,
+            FileType::CharacterDevice,
+            mode,
+            makedev(10, minor),
+        ) {
+            Err(rustix::io::Errno::EXIST) | Ok(()) => {}
+            Err(e) => return Err(io::Error::new(e.kind(), format!("make {path}: {e}"))),
+        }
+    }
+    // Tables that are not yet zeroed are of no use to zero on a disk that is thrown away.
+    mount(
+        Path::new(WORK),
+        Path::new("/work"),
+        "ext4",
+        MountFlags::NOATIME,
+        b"noinit_itable",
+    )
+    .map_err(|e| io::Error::new(e.kind(), format!("mount the scratch disk: {e}")))?;
+    let mut disk = Vec::new();
+    File::open(JOB)?.read_to_end(&mut disk)?;
+    let job = Job::from_disk(&disk)?;
+    for (name, text) in &job.files {
+        fs::write(Path::new(JOB_DIR).join(name), text)?;
+    }
+    Ok(job)
+}
+
+/// Runs the job's program to its end, and returns its status; 128 and the signal's number when one killed it.
+fn work(job: &Job, line: &Line) -> io::Result<i32> {
+    let [program, arguments @ ..] = &job.argv[..] else {
+        return Err(io::Error::other("a job without a program"));
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("HOME", "/root")
+        .env("TERM", std::env::var("TERM").as_deref().unwrap_or("linux"))
+        .current_dir("/work");
+    let (mut out, mut err) = (None, None);
+    if job.interactive {
+        let console = OpenOptions::new().read(true).write(true).open(CONSOLE)?;
+        command
+            .stdin(console.try_clone()?)
+            .stdout(console.try_clone()?)
+            .stderr(console);
+        // So that keys can interrupt it.
+        crate::sys::spawn::with_own_terminal(&mut command);
+    } else {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.process_group(0);
+    }
+    let mut child = command
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("start {program}: {e}")))?;
+    if let (Some(o), Some(e)) = (child.stdout.take(), child.stderr.take()) {
+        out = Some(forward(OwnedFd::from(o), line, Message::Out));
+        err = Some(forward(OwnedFd::from(e), line, Message::Err));
+    }
+    let beat = Arc::clone(line);
+    std::thread::spawn(move || {
+        while say(&beat, &Message::Alive).is_ok() {
+            std::thread::sleep(HEARTBEAT);
+        }
+    });
+    let status = status_of(child.id())?;
+    // What the program wrote is still on its way; a process that it left behind may hold the pipes open for ever.
+    for thread in [out, err].into_iter().flatten() {
+        let begun = std::time::Instant::now();
+        while !thread.is_finished() && begun.elapsed() < HEARTBEAT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(status)
+}
+
+/// Tells the host what comes out of a pipe, on a thread.
+fn forward(
+    from: OwnedFd,
+    line: &Line,
+    message: fn(Vec<u8>) -> Message,
+) -> std::thread::JoinHandle<()> {
+    let (mut from, line) = (File::from(from), Arc::clone(line));
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(n) = from.read(&mut buffer) {
+            if n == 0 || say(&line, &message(buffer[..n].to_vec())).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Waits for a child, and for every orphan that ends in the meantime, as only the first process can.
+fn status_of(child: u32) -> io::Result<i32> {
+    loop {
+        let Some((pid, status)) = wait(WaitOptions::empty())? else {
+            continue;
+        };
+        if pid.as_raw_nonzero().get().cast_unsigned() == child {
+            let killed = status.terminating_signal().map(|s| 128 + s);
+            return Ok(status.exit_status().or(killed).unwrap_or(1));
+        }
+    }
+}

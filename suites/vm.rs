@@ -1,0 +1,293 @@
+//! Guests from outside: what is said when they cannot be had, and, where there are an emulator and a mirror, guests themselves.
+//!
+//! Those that start guests are not run by default: `cargo test --test vm -- --ignored`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// graphtest with a state and a cache of its own in `dir`.
+fn graphtest(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_graphtest"));
+    command
+        .env("GRAPHTEST_STATE", dir.join("state"))
+        .env("GRAPHTEST_CACHE", dir.join("cache"))
+        .env_remove("GRAPHTEST_ACCEL")
+        .current_dir(dir);
+    command
+}
+
+/// Runs it; it must end with this status.
+fn must(status: i32, command: &mut Command) -> (String, String) {
+    let Output {
+        status: found,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&stdout).into_owned(),
+        String::from_utf8_lossy(&stderr).into_owned(),
+    );
+    assert_eq!(found.code(), Some(status), "{out}\n{err}");
+    (out, err)
+}
+
+/// The one line of an error, without what is only noted.
+fn error_of(err: &str) -> &str {
+    let lines: Vec<&str> = err.lines().filter(|l| !l.starts_with("note: ")).collect();
+    assert_eq!(lines.len(), 1, "one clear line: {err}");
+    lines[0]
+}
+
+/// Files in a directory and below; none if there is no such directory.
+fn files(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .map(|e| e.unwrap().path());
+    let mut all = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.push(path.display().to_string());
+        }
+    }
+    all
+}
+
+#[test]
+fn without_an_emulator_it_is_said_what_to_install() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = ["run", "--kernel", "6.1", "--target", "vfs", "whiteouts"];
+    let (out, err) = must(3, graphtest(tmp.path()).env("PATH", tmp.path()).args(run));
+    assert_eq!(out, "");
+    assert!(
+        error_of(&err).contains("Debian's package is qemu-system-x86"),
+        "{err}"
+    );
+    assert_eq!(files(tmp.path()), Vec::<String>::new());
+}
+
+#[test]
+fn without_the_mirror_it_is_said_which() {
+    let tmp = tempfile::tempdir().unwrap();
+    let fetch = ["vm", "fetch", "6.1", "--mirror", "file:/no/such/mirror"];
+    let (_, err) = must(3, graphtest(tmp.path()).args(fetch));
+    assert!(error_of(&err).contains("/no/such/mirror/dists/"), "{err}");
+    // An address at which nothing can listen.
+    let fetch = [
+        "vm",
+        "fetch",
+        "6.1",
+        "--mirror",
+        "http://127.0.0.1:9/debian",
+    ];
+    let (_, err) = must(3, graphtest(tmp.path()).args(fetch));
+    assert!(
+        error_of(&err).contains("http://127.0.0.1:9/debian/dists/"),
+        "{err}"
+    );
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
+
+#[test]
+fn a_mirror_that_is_not_debians_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let at = tmp.path().join("debian/dists/bookworm");
+    fs::create_dir_all(&at).unwrap();
+    fs::write(
+        at.join("InRelease"),
+        "SHA256:\n 00 1 main/binary-amd64/Packages.xz\n",
+    )
+    .unwrap();
+    // One that refuses, whatever is installed here.
+    let bin = tmp.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    fs::write(
+        bin.join("gpgv"),
+        "#!/bin/sh\nexec >&2\ncat >/dev/null\necho no good\nexit 1\n",
+    )
+    .unwrap();
+    fs::set_permissions(bin.join("gpgv"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::join_paths([bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")]);
+    let mirror = format!("file:{}", tmp.path().join("debian").display());
+    let mut fetch = graphtest(tmp.path());
+    fetch
+        .args(["vm", "fetch", "6.1", "--mirror", &mirror])
+        .env("PATH", path.unwrap());
+    let (_, err) = must(3, &mut fetch);
+    let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists();
+    if keyring {
+        assert!(
+            error_of(&err).ends_with("wrong signature: no good"),
+            "{err}"
+        );
+    } else {
+        assert!(err.contains("signature not checked"), "{err}");
+    }
+    assert_eq!(files(&tmp.path().join("cache")), Vec::<String>::new());
+}
+
+#[test]
+fn kernels_are_listed() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (out, _) = must(
+        0,
+        graphtest(tmp.path()).args(["list", "kernels", "--format", "json"]),
+    );
+    let kernels: Value = serde_json::from_str(&out).unwrap();
+    let names: Vec<_> = kernels
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|k| &k["name"])
+        .collect();
+    assert!(names.contains(&&Value::from("6.1")), "{names:?}");
+    assert!(kernels[0]["fetched"].is_null());
+}
+
+/// graphtest with a state of its own and the cache of whoever runs the test, which has the kernel or gets it.
+fn with_users_cache(dir: &Path) -> Command {
+    let mut command = graphtest(dir);
+    command.env_remove("GRAPHTEST_CACHE");
+    if let Some(cache) = std::env::var_os("GRAPHTEST_CACHE") {
+        command.env("GRAPHTEST_CACHE", cache);
+    }
+    command
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn scenarios_run_in_a_guest() {
+    let tmp = tempfile::tempdir().unwrap();
+    let report = tmp.path().join("r.json");
+    let mut run = with_users_cache(tmp.path());
+    run.args([
+        "run",
+        "--kernel",
+        "6.1",
+        "--target",
+        "vfs,overlay2",
+        "--on",
+        "dir,tmpfs",
+        "delete-lower-file",
+    ]);
+    run.arg("--report")
+        .arg(format!("json={}", report.display()));
+    let (out, _) = must(0, &mut run);
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["complete"], true);
+    let cells = report["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 4);
+    for cell in cells {
+        assert!(
+            cell["kernel"].as_str().unwrap().starts_with("6.1."),
+            "{cell}"
+        );
+        assert_eq!(cell["status"], "ran");
+        let again = cell["results"][0]["replay"].as_str().unwrap();
+        assert!(again.contains("--kernel 6.1"), "{again}");
+    }
+    assert!(out.contains("vfs on tmpfs under 6.1."), "{out}");
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_command_runs_in_a_guest_and_its_status_counts() {
+    let tmp = tempfile::tempdir().unwrap();
+    let vm = |words: &[&str]| {
+        let mut run = with_users_cache(tmp.path());
+        run.args(["vm", "run", "6.1", "--", "/bin/busybox"])
+            .args(words);
+        run
+    };
+    let (out, _) = must(0, &mut vm(&["uname", "-r"]));
+    assert!(out.starts_with("6.1."), "{out}");
+    must(1, &mut vm(&["false"]));
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_kernel_that_panics_is_told_with_its_last_words() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut run = with_users_cache(tmp.path());
+    run.args([
+        "vm",
+        "run",
+        "6.1",
+        "--",
+        "/bin/busybox",
+        "sh",
+        "-c",
+        "echo c > /proc/sysrq-trigger; sleep 60",
+    ]);
+    let (_, err) = must(3, &mut run);
+    assert!(
+        err.contains("the guest died while it ran") && err.contains("Kernel panic"),
+        "{err}"
+    );
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_killed_run_leaves_no_guest_and_clean_gives_its_files_back() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut run = with_users_cache(tmp.path());
+    let mut run = run
+        .args(["vm", "run", "6.1", "--", "/bin/busybox", "sleep", "600"])
+        .spawn()
+        .unwrap();
+    let emulators = || {
+        let of = format!("/proc/{}/task/{}/children", run.id(), run.id());
+        let text = fs::read_to_string(of).unwrap_or_default();
+        text.split_whitespace()
+            .map(str::to_string)
+            .collect::<Vec<_>>()
+    };
+    let begun = Instant::now();
+    let found = loop {
+        let found = emulators();
+        // Not the one that is only asked for its version.
+        let is = |pid: &String| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.starts_with(b"qemu-system") && line.windows(7).any(|w| w == b"-kernel")
+        };
+        if let Some(pid) = found.into_iter().find(is) {
+            break pid;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "no guest was started"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let begun = Instant::now();
+    let gone = || {
+        let stat = fs::read_to_string(format!("/proc/{found}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    while !gone() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "the guest lives on"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (out, _) = must(0, with_users_cache(tmp.path()).arg("clean"));
+    assert!(out.contains("given back: "), "{out}");
+    let dir = out
+        .lines()
+        .find_map(|l| l.strip_prefix("given back: "))
+        .unwrap();
+    assert!(!Path::new(dir).exists());
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
