@@ -176,6 +176,11 @@ impl Known {
         rules.any(|r| r.targets.iter().any(|t| t.is_match(target)))
     }
 
+    /// Where the results are recorded, one for each entry.
+    pub fn links(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|rule| rule.entry.link.trim())
+    }
+
     /// Which rules are about a case there, by their place in the list.
     fn about<'a>(&'a self, ground: &'a Ground, label: &'a str) -> impl Iterator<Item = usize> + 'a {
         let rules = self.rules.iter().enumerate();
