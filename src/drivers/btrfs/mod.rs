@@ -198,6 +198,7 @@ impl ProtoDriver for Btrfs {
             Capability::DirRename,
             Capability::HardlinkCopyUp,
             Capability::StableInode,
+            Capability::DirTimes,
             Capability::Sockets,
         ])
     }
