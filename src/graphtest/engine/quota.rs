@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT, fstat, syncfs, utimensat};
 use rustix::io::Errno;
@@ -18,6 +19,10 @@ use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, Step};
 
 /// What is written at once.
 const PIECE: usize = 64 << 10;
+
+/// How often, and after what pauses, it is tried to write again what was deleted.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// What came of writing until it was refused, or until there was enough.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +60,16 @@ impl World<'_> {
             remove(root, &names).map_err(wrong)?;
             if most.is_some() {
                 // What was deleted can be written again.
-                let again = write(&names, writers, least).map_err(wrong)?;
+                let mut again = write(&names, writers, least).map_err(wrong)?;
+                for _ in 0..TRIES {
+                    if !again.refused || again.bytes >= least {
+                        break;
+                    }
+                    // A child that another scenario forked meanwhile may have the deleted file open for as long as it lives.
+                    std::thread::sleep(PAUSE);
+                    remove(root, &names).map_err(wrong)?;
+                    again = write(&names, writers, least).map_err(wrong)?;
+                }
                 judge(&s.id, again, least, None)
                     .map_err(|f| f.context("once more, after all was deleted"))?;
                 remove(root, &names).map_err(wrong)?;
