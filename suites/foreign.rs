@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use graphtest::lab::{self, Backing, Fresh, Journal, Register};
@@ -81,19 +81,24 @@ impl Bench {
         Ok(command.spawn()?)
     }
 
-    /// Gives back what dead runs left, and looks that nothing is left.
-    fn clean(&self) -> Result<(), Failed> {
+    /// Gives back what dead runs left, while that many go on.
+    fn clean_but(&self, running: usize) -> Result<(), Failed> {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             let cleaned = lab::clean(&self.state())?;
             expect("not given back", cleaned.left, Vec::new())?;
-            // A program that was about to be started holds the lock until it is.
-            if cleaned.running == 0 || Instant::now() > until {
-                expect("still running", cleaned.running, 0)?;
-                break;
+            // A program that was about to be started holds the lock of a dead run until it is.
+            if cleaned.running <= running || Instant::now() > until {
+                return expect("still running", cleaned.running, running);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Gives back what dead runs left, and looks that nothing is left.
+    fn clean(&self) -> Result<(), Failed> {
+        self.clean_but(0)?;
+        let until = Instant::now() + Duration::from_secs(5);
         let made: Vec<_> = fs::read_dir(self.made())?.flatten().collect();
         expect("left", made.len(), 0)?;
         expect("runs", fs::read_dir(self.state())?.count(), 0)?;
@@ -207,35 +212,25 @@ fn nothing_foreign_is_touched() -> Result<(), Failed> {
         MountFlags::empty(),
         b"",
     )?;
-    let mut program = Command::new("sleep")
+    let program = Command::new("sleep")
         .arg("60")
         .current_dir(at("on"))
         .spawn()?;
     let before = foreign_state(foreign.path())?;
 
-    let mut runs = Vec::new();
-    for _ in 0..2 {
-        runs.push(bench.start("btrfs,ext4", true)?);
-        std::thread::sleep(Duration::from_millis(150));
-    }
     // One is dead, one goes on.
-    let mut dead = runs.remove(0);
-    dead.kill()?;
-    dead.wait()?;
-    let cleaned = lab::clean(&bench.state())?;
-    expect("still running", cleaned.running, 1)?;
-    expect("not given back", cleaned.left, Vec::new())?;
-    let mut alive = runs.remove(0);
+    let dead = bench.start("btrfs,ext4", true)?;
+    std::thread::sleep(Duration::from_millis(150));
+    let alive = bench.start("btrfs,ext4", true)?;
+    std::thread::sleep(Duration::from_millis(150));
+    end(dead)?;
+    let cleaned = bench.clean_but(1);
     std::thread::sleep(Duration::from_millis(300));
-    let ended = alive.try_wait()?;
-    alive.kill()?;
-    alive.wait()?;
-    expect("the run that went on ended", ended, None)?;
+    expect("the run that went on ended", end(alive)?, None)?;
+    cleaned?;
     bench.clean()?;
     let after = foreign_state(foreign.path())?;
-    let running = program.try_wait()?;
-    program.kill()?;
-    program.wait()?;
+    let running = end(program)?;
     expect("what is foreign", after, before)?;
     expect("the foreign program ended", running, None)?;
     expect(
@@ -247,6 +242,14 @@ fn nothing_foreign_is_touched() -> Result<(), Failed> {
     umount(&at("on"))?;
     drop((mounted, held));
     Ok(())
+}
+
+/// Kills a child; says with what status it had ended by itself.
+fn end(mut child: Child) -> std::io::Result<Option<ExitStatus>> {
+    let ended = child.try_wait();
+    let killed = child.kill();
+    child.wait()?;
+    killed.and(ended)
 }
 
 /// The loop devices and mounts below a directory.

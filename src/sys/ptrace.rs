@@ -81,7 +81,13 @@ pub fn fork_prepared_killed_at_syscall<T>(
     prepare: impl FnOnce() -> Result<T, i32>,
     work: impl FnOnce(T) -> i32,
 ) -> io::Result<Outcome> {
+    let parent = nix::unistd::getpid();
     let child = spawn(|| {
+        // A parent that is killed before it has set PTRACE_O_EXITKILL would leave a child that stays stopped for ever.
+        let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        if bound.is_err() || nix::unistd::getppid() != parent {
+            return PANICKED;
+        }
         // A process group of its own lets the parent wait for its threads and nothing else.
         let ready = nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))
             .and_then(|()| ptrace::traceme());
