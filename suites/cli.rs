@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
 
+#[path = "cli/backings.rs"]
+mod backings;
 #[path = "cli/bench.rs"]
 mod bench;
 

@@ -16,6 +16,7 @@ use graphtest::archive::{
     ApplyOptions, ChangesOptions, LayerStream, WriteOptions, apply, changes_with,
 };
 use graphtest::graphdriver::CreateOpts;
+use graphtest::lab::{Backing, GivenBack, Register, provision};
 use graphtest::tree::Timestamp;
 
 /// Set for the child that does one piece of work; holds its name.
@@ -80,6 +81,9 @@ const LINES: &[(&str, MakeLine)] = &[
     ("apply-20000-small-files", apply_small),
     ("apply-1-GiB-file", apply_large),
     ("vfs-create-20000-small-files", vfs_create),
+    ("backing-ext4", backing),
+    ("backing-xfs", backing),
+    ("backing-btrfs", backing),
     ("changes-100000-equal", |name, at| {
         changes_line(name, at, true)
     }),
@@ -206,6 +210,15 @@ fn child(work: &str) {
             let create = driver.create("child", Some("base"), &CreateOpts::default());
             create.expect("create");
         }
+        "backing" => {
+            let register = Register::open(&args[0].join("state")).expect("a register");
+            let name = args[1].to_string_lossy();
+            let backing: Backing = name.parse().expect("a backing");
+            let made = provision(&backing, &register).expect("made");
+            let given = made.give_back(&register);
+            assert_eq!(given, GivenBack::default(), "{name}");
+            register.close().expect("closed");
+        }
         "changes" => {
             let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
             let settled = args.get(2).map(|t| parse_time(&t.to_string_lossy()));
@@ -302,6 +315,35 @@ fn vfs_create(name: &str, at: &Path) -> Line {
                 std::fs::remove_dir_all(&copy).expect("the last copy");
             }
         }),
+    }
+}
+
+/// A filesystem in a loop device, made, probed, checked and taken away; beside the same by the tools, without probing.
+fn backing(name: &str, at: &Path) -> Line {
+    const BY_HAND: &str = "cd $0 && rm -f image && truncate -s 4G image && mkfs.$1 -q $2 image && mkdir -p on && \
+        mount -o loop image on && umount on && $3 image";
+    let kind = name.trim_start_matches("backing-");
+    let (options, check) = match kind {
+        "ext4" => ("-Fb4096", "e2fsck -fn"),
+        "xfs" => ("-fK", "xfs_repair -n -f"),
+        _ => ("-fK", "btrfs check --readonly"),
+    };
+    let mut by_hand = theirs(
+        "sh",
+        vec![
+            "-c".into(),
+            BY_HAND.into(),
+            at.into(),
+            kind.into(),
+            options.into(),
+            check.into(),
+        ],
+    );
+    by_hand.name = "mkfs, mount, fsck";
+    Line {
+        name: name.into(),
+        ours: ours("backing", vec![at.into(), kind.into()]),
+        theirs: by_hand,
     }
 }
 

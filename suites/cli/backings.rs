@@ -1,0 +1,128 @@
+//! Backings from outside: what is missing is said, and a run that is killed on them leaves what `graphtest clean` gives back.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use graphtest::sys::loopdev;
+
+use super::bench::{Bench, GOOD, Run, root};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_graphtest");
+
+/// The file of a program that is installed.
+fn file_of(program: &str) -> PathBuf {
+    let dirs = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+    let found = dirs
+        .iter()
+        .map(|d| Path::new(d).join(program))
+        .find(|f| f.exists());
+    found
+        .unwrap_or_else(|| panic!("{program} is not installed"))
+        .canonicalize()
+        .unwrap()
+}
+
+/// A run where the program does not seem to be installed: in a mount namespace in which something else is at its place.
+fn without(bench: &Bench, program: &str, args: &[&str]) -> Run {
+    let hide = "mount --bind /dev/null \"$0\" && exec \"$@\"";
+    let file = file_of(program);
+    let file = file.to_str().unwrap();
+    let mut all = vec!["-m", "sh", "-c", hide, file, BINARY];
+    all.extend(args);
+    Run::of(bench.command(Path::new("unshare"), &all).output().unwrap())
+}
+
+#[test]
+fn a_missing_program_is_told_with_its_package() {
+    root();
+    for (backing, program, package) in [
+        ("btrfs", "mkfs.btrfs", "btrfs-progs"),
+        ("xfs", "mkfs.xfs", "xfsprogs"),
+        ("fuse", "fuse-overlayfs", "fuse-overlayfs"),
+    ] {
+        let bench = Bench::new();
+        let suite = bench.suite(&[("good", "must", GOOD)]);
+        let words = format!("{program} is not installed; Debian's package is {package}");
+        let args = ["run", "--suite", &suite, "--target", "vfs", "--on", backing];
+        let run = without(&bench, program, &args).must(3);
+        assert!(run.out.contains(&words), "{}", run.out);
+        let run = without(&bench, program, &["list", "backings"]).must(0);
+        assert!(run.out.contains(&words), "{}", run.out);
+        let args = ["doctor", "--target", "vfs", "--on", backing];
+        let run = without(&bench, program, &args).must(3);
+        let mend = format!("mend: apt-get install {package}");
+        assert!(
+            run.out.contains(&words) && run.out.contains(&mend),
+            "{}",
+            run.out
+        );
+        assert_eq!(bench.registered(), 0);
+    }
+}
+
+#[test]
+fn a_missing_checker_is_said_and_no_failure() {
+    root();
+    let bench = Bench::new();
+    let args = ["doctor", "--target", "vfs", "--on", "xfs"];
+    let run = without(&bench, "xfs_repair", &args).must(0);
+    let words = "not checked for damage: xfs_repair is not installed; Debian's package is xfsprogs";
+    assert!(run.out.contains(words), "{}", run.out);
+}
+
+#[test]
+fn a_run_killed_on_made_backings_is_given_back() {
+    root();
+    let bench = Bench::new();
+    let made = bench.path("made");
+    fs::create_dir(&made).unwrap();
+    let args = [
+        "run",
+        "--target",
+        "vfs,overlay2",
+        "--on",
+        "ext4,xfs,btrfs",
+        "lifecycle/",
+    ];
+    let below = |path: &Path| path.starts_with(bench.tmp.path());
+    let mut seen = 0;
+    for round in 0..16u64 {
+        let mut command = bench.command(Path::new(BINARY), &args);
+        command
+            .env("TMPDIR", &made)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        // From the first millisecond to the middle of the scenarios.
+        std::thread::sleep(Duration::from_millis(3 + round * round * 8));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        seen += usize::from(fs::read_dir(&made).unwrap().next().is_some());
+        // A program that was about to be started holds the lock of its run until it is.
+        for _ in 0..200 {
+            let out = bench.graphtest(&["clean"]).must(0).out;
+            if !out.contains("still running") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(bench.registered(), 0, "round {round}");
+        assert_eq!(fs::read_dir(&made).unwrap().count(), 0, "round {round}");
+        let loops: Vec<_> = loopdev::attached().unwrap();
+        assert!(!loops.iter().any(|(_, file)| below(file)), "{loops:?}");
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(
+            !mounts.contains(bench.tmp.path().to_str().unwrap()),
+            "{mounts}"
+        );
+        let programs = Command::new("ps").args(["-eo", "args"]).output().unwrap();
+        let programs = String::from_utf8_lossy(&programs.stdout).into_owned();
+        assert!(!programs.contains(made.to_str().unwrap()), "{programs}");
+    }
+    assert!(
+        seen > 3,
+        "nothing was ever left: killed too early or too late"
+    );
+}
