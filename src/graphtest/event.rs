@@ -128,6 +128,9 @@ pub struct CaseResult {
     /// Of a failure: the sentences of the contract that the scenario proves, as `ID: sentence`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contract: Vec<String>,
+    /// Of a failure: what may be the matter, as the scenario says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Of a failure with `--keep`: where everything was left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,

@@ -125,6 +125,7 @@ mod tests {
                 must: "It holds.".to_string(),
                 from: Vec::new(),
                 tags: vec![tag.to_string()],
+                hints: Vec::new(),
                 catches: vec!["a-mutant".to_string()],
             })
         };

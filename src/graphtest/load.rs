@@ -10,6 +10,7 @@ use schemars::SchemaGenerator;
 mod whole;
 
 use super::builtin;
+use super::hint::Hint;
 use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
 use super::mutant;
 use super::needs::Need;
@@ -191,6 +192,7 @@ fn suite_schema(g: &mut SchemaGenerator) -> schemars::Schema {
             ("from", false, texts.clone()),
             ("catches", true, OneOrMany::<String>::schema(g)),
             ("tags", false, texts.clone()),
+            ("hints", false, Vec::<Hint>::schema(g)),
             ("needs", false, texts.clone()),
             ("backing", false, OwnBacking::schema(g)),
             (
@@ -345,6 +347,7 @@ impl Loader {
         let must = fields.take::<String>("must", cx);
         let from = fields.take::<Vec<String>>("from", cx);
         let tags = fields.take::<Vec<String>>("tags", cx);
+        let hints = fields.take::<Vec<Hint>>("hints", cx);
         let needs = fields.take::<Vec<At<Need>>>("needs", cx);
         let catches = fields.take::<Option<At<OneOrMany<At<String>>>>>("catches", cx);
         let backing = fields.take::<Option<Raw>>("backing", cx);
@@ -383,6 +386,7 @@ impl Loader {
                 must: must?,
                 from: from?,
                 tags: tags?,
+                hints: hints?,
                 catches: own.into_iter().map(|m| m.value).collect(),
             },
             needs: needs?,

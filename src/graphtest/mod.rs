@@ -8,6 +8,7 @@ pub mod filter;
 #[cfg(feature = "vm")]
 pub mod guest;
 pub mod harness;
+pub mod hint;
 pub mod known;
 mod lang;
 mod limits;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::hint::Hint;
 use super::load::ByLimit;
 use super::needs::Need;
 use super::step::Step;
@@ -92,6 +93,8 @@ pub struct Scenario {
     pub from: Vec<String>,
     /// Tags to select by.
     pub tags: Vec<String>,
+    /// What may be the matter when it fails.
+    pub hints: Vec<Hint>,
     /// The mutants that every case, or with several cases at least one, must fail on.
     pub catches: Vec<String>,
 }

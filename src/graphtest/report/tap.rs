@@ -66,6 +66,7 @@ fn diagnose(out: &mut String, result: &CaseResult) {
     ];
     fields.extend(result.reason.as_deref().map(|r| ("message", r)));
     fields.extend(result.location.as_deref().map(|l| ("at", l)));
+    fields.extend(result.hint.as_deref().map(|h| ("hint", h)));
     fields.extend(result.kept.as_deref().map(|k| ("kept", k)));
     fields.extend(result.replay.as_deref().map(|r| ("again", r)));
     let mut detail = result.detail.clone();

@@ -20,6 +20,7 @@ fn result(id: &str, level: &str, outcome: Outcome, reason: Option<&str>) -> Case
         detail: Vec::new(),
         sentence: None,
         contract: Vec::new(),
+        hint: None,
         kept: None,
     }
 }
@@ -33,6 +34,7 @@ fn failure() -> CaseResult {
         ],
         sentence: Some("A file removed in a layer stays away.".to_string()),
         contract: vec!["WHITEOUT-1: A file removed in a layer is gone from its mount.".to_string()],
+        hint: Some("Linux 6.2 mends it".to_string()),
         kept: Some("/tmp/kept".to_string()),
         case: Some("deep #1".to_string()),
         ..result(

@@ -79,6 +79,7 @@ pub fn failure_lines(result: &CaseResult) -> Vec<String> {
     // What a driver says can hold anything: line ends and terminal escapes among it.
     let mut out: Vec<String> = out.iter().map(|line| cut(printable(line))).collect();
     let mut tail = Vec::new();
+    tail.extend(result.hint.iter().map(|h| format!("hint: {h}")));
     tail.extend(result.kept.iter().map(|k| format!("kept: {k}")));
     tail.extend(result.replay.iter().map(|r| format!("again: {r}")));
     let room = (MAX_LINES - 1).saturating_sub(out.len() + tail.len());

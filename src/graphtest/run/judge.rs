@@ -6,6 +6,7 @@ use globset::{Glob, GlobMatcher};
 
 use crate::graphtest::condition::Ground;
 use crate::graphtest::event::{CaseResult, CellStart, Outcome};
+use crate::graphtest::hint::said;
 use crate::graphtest::known::{KNOWN, Known};
 use crate::graphtest::{Case, CaseReport, Level, Library};
 
@@ -114,6 +115,7 @@ impl Rules {
             detail: Vec::new(),
             sentence: None,
             contract: Vec::new(),
+            hint: None,
             kept: report.kept.map(|k| k.display().to_string()),
             id,
         };
@@ -121,6 +123,7 @@ impl Rules {
             result.location = Some(failure.at.to_string());
             // The first line is the reason.
             result.detail = failure.detail.into_iter().skip(1).collect();
+            result.hint = said(&scenario.hints, ground);
             result.sentence = Some(scenario.must.clone());
             let requirements = failure.requirements.iter();
             result.contract = requirements
@@ -223,6 +226,7 @@ mod tests {
                 must: "It holds.".to_string(),
                 from: Vec::new(),
                 tags: Vec::new(),
+                hints: Vec::new(),
                 catches: Vec::new(),
             }),
             name: Some("it's".to_string()),
