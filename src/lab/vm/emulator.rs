@@ -139,8 +139,8 @@ pub(super) struct Disks<'a> {
     pub interactive: bool,
 }
 
-/// What a guest's kernel is told: its disk, its console, and to end at once when it breaks.
-const CMDLINE: &str = "root=/dev/nvme0n1 rootfstype=ext4 ro console=ttyS0 quiet loglevel=3 oops=panic panic=-1 cryptomgr.notests";
+/// What a guest's kernel is told: its disk, by the name that the image gives it (disks are found in any order), its console, and to end at once when it breaks.
+const CMDLINE: &str = "root=PARTUUID=67726170-01 rootwait rootfstype=ext4 ro console=ttyS0 quiet loglevel=3 oops=panic panic=-1 cryptomgr.notests";
 /// What its first process is.
 const BOOT: &str = "init=/usr/bin/graphtest -- guest";
 
@@ -192,6 +192,12 @@ mod tests {
         assert_eq!(emulator((9, 2), false).cpu(), "max,-cx16");
         assert_eq!(emulator((10, 0), false).cpu(), "max");
         assert_eq!(emulator((7, 2), true).cpu(), "host");
+    }
+
+    #[test]
+    fn the_root_is_found_by_the_name_that_its_image_has() {
+        let name = format!("PARTUUID={:08x}-01 ", super::super::image::DISK);
+        assert!(CMDLINE.contains(&name), "{name}");
     }
 
     #[test]

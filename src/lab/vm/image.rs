@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
@@ -65,7 +65,7 @@ pub fn root(
 }
 
 /// To be changed whenever the code below makes another image from the same.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// Puts everything in place; files are hard links to those of the cache.
 fn fill(stage: &Path, userland: &Userland, kernel: &Kernel, program: &Path) -> Result<()> {
@@ -121,27 +121,41 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
 /// Features that a kernel of 2020 does not know and newer tools turn on by themselves.
 const FEATURES: &str = "^orphan_file,^metadata_csum_seed";
 
-/// An ext4 image that holds a tree and has little room beside it.
+/// Where the partition with the root begins, in bytes.
+const OFFSET: u64 = 1 << 20;
+/// What a disk is known by whose root is to be found, whatever order disks are found in: `PARTUUID` is this and the partition's number.
+pub(super) const DISK: u32 = 0x6772_6170;
+
+/// A disk with one partition, an ext4 that holds a tree and has little room beside it.
 fn make(userland: &Userland, image: &Path, tree: &Path) -> Result<()> {
     let (bytes, files) = measure(tree)?;
-    let size = format!("{}k", (bytes + bytes / 16 + files * 512 + (24 << 20)) >> 10);
-    let inodes = (files + 256).to_string();
-    let words: [&OsStr; 13] = [
-        "-q".as_ref(),
-        "-t".as_ref(),
-        "ext4".as_ref(),
-        "-m".as_ref(),
-        "0".as_ref(),
-        "-O".as_ref(),
-        "^has_journal,^orphan_file,^metadata_csum_seed".as_ref(),
-        "-N".as_ref(),
-        inodes.as_ref(),
-        "-d".as_ref(),
-        tree.as_os_str(),
-        image.as_os_str(),
-        size.as_ref(),
+    let kib = (bytes + bytes / 16 + files * 512 + (24 << 20)) >> 10;
+    let (size, inodes) = (format!("{kib}k"), (files + 256).to_string());
+    let features = format!("^has_journal,{FEATURES}");
+    let offset = format!("offset={OFFSET}");
+    let file = File::create_new(image).map_err(at(image, "make"))?;
+    file.set_len(OFFSET + (kib << 10))
+        .and_then(|()| file.write_all_at(&partition_table(kib * 2), 0))
+        .map_err(at(image, "write"))?;
+    let words = [
+        "-q", "-F", "-t", "ext4", "-m", "0", "-O", &features, "-N", &inodes, "-E", &offset, "-d",
     ];
+    let mut words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+    words.extend([tree.as_os_str(), image.as_os_str(), size.as_ref()]);
     userland.run("usr/sbin/mke2fs", "mke2fs", &words)
+}
+
+/// A master boot record with one partition of this many sectors.
+fn partition_table(sectors: u64) -> [u8; 512] {
+    let mut table = [0; 512];
+    table[440..444].copy_from_slice(&DISK.to_le_bytes());
+    // Linux; the addresses by cylinder are those of a disk too large for them.
+    table[446..454].copy_from_slice(&[0, 0xfe, 0xff, 0xff, 0x83, 0xfe, 0xff, 0xff]);
+    table[454..458].copy_from_slice(&((OFFSET / 512) as u32).to_le_bytes());
+    let sectors = u32::try_from(sectors).unwrap_or(u32::MAX);
+    table[458..462].copy_from_slice(&sectors.to_le_bytes());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    table
 }
 
 /// An empty ext4 of this size, sparse.

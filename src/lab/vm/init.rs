@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,11 +18,11 @@ use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
 use super::wire::{JOB_DIR, Job, Message};
 use crate::sys::mount::{MountFlags, mount};
 
-/// The line to the host, the console, and the disks in the order of the emulator's command line.
+/// The line to the host, the console, and the disks by the serial numbers of the emulator's command line.
 const LINE: &str = "/dev/ttyS1";
 const CONSOLE: &str = "/dev/ttyS0";
-const WORK: &str = "/dev/nvme1n1";
-const JOB: &str = "/dev/nvme2n1";
+const WORK: &str = "work";
+const JOB: &str = "job";
 
 /// How often the guest says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -125,20 +125,32 @@ fn settle() -> io::Result<Job> {
     }
     // Tables that are not yet zeroed are of no use to zero on a disk that is thrown away.
     mount(
-        Path::new(WORK),
+        &disk(WORK)?,
         Path::new("/work"),
         "ext4",
         MountFlags::NOATIME,
         b"noinit_itable",
     )
     .map_err(|e| io::Error::new(e.kind(), format!("mount the scratch disk: {e}")))?;
-    let mut disk = Vec::new();
-    File::open(JOB)?.read_to_end(&mut disk)?;
-    let job = Job::from_disk(&disk)?;
+    let mut bytes = Vec::new();
+    File::open(disk(JOB)?)?.read_to_end(&mut bytes)?;
+    let job = Job::from_disk(&bytes)?;
     for (name, text) in &job.files {
         fs::write(Path::new(JOB_DIR).join(name), text)?;
     }
     Ok(job)
+}
+
+/// The disk with this serial number: kernels from 6.12 on number disks in whatever order they find them.
+fn disk(serial: &str) -> io::Result<PathBuf> {
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let said = fs::read_to_string(Path::new("/sys/block").join(&name).join("device/serial"));
+        if said.is_ok_and(|s| s.trim() == serial) {
+            return Ok(Path::new("/dev").join(name));
+        }
+    }
+    Err(io::Error::other(format!("no disk {serial}")))
 }
 
 /// Runs the job's program to its end, and returns its status; 128 and the signal's number when one killed it.
