@@ -26,7 +26,7 @@ use crate::sys;
 use crate::tree::Owner;
 
 /// Names of layers being made and being removed begin so; no layer may have such an id.
-const MAKING: &str = ".new-";
+pub(super) const MAKING: &str = ".new-";
 const REMOVING: &str = ".rm-";
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -562,7 +562,7 @@ fn own_directory(path: &Path, gid: u32) -> Result<()> {
 }
 
 /// Unique in this boot: two processes differ in their id, two calls in the count.
-fn temporary_name(prefix: &str) -> String {
+pub(super) fn temporary_name(prefix: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let pid = rustix::process::getpid().as_raw_nonzero();

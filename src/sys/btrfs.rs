@@ -6,7 +6,8 @@ mod search;
 mod subvolume;
 
 pub use quota::{
-    QuotaMode, enable_quota, limit_referenced, quota_mode, remove_qgroup, usage, wait_for_rescan,
+    QuotaMode, enable_quota, limit_referenced, limits, quota_mode, remove_qgroup, usage,
+    wait_for_rescan,
 };
 pub use search::{ROOT_DIR, Touched, touched_since};
 pub use subvolume::{

@@ -9,6 +9,7 @@
 //! - Nothing is mounted: moby's binds the home on itself, which serves nothing.
 //! - What lies in the home but is no subvolume is told as damage and not handed out.
 
+mod limits;
 pub(super) mod subvolumes;
 
 use std::collections::BTreeMap;
@@ -18,12 +19,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustix::io::Errno;
 
+use self::limits::Limits;
 use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, FsMagic, InitOptions, LayerId, NaiveDiff,
-    ProtoDriver, Result, get_fs_magic, parse_key_value,
+    ProtoDriver, Result, get_fs_magic, parse_key_value, parse_size,
 };
 use crate::sys;
+use crate::sys::btrfs::QuotaMode;
 
 /// The registered name.
 pub const NAME: &str = "btrfs";
@@ -31,19 +34,26 @@ pub const NAME: &str = "btrfs";
 /// The directory of the layers.
 const SUBVOLUMES: &str = "subvolumes";
 
-/// Starts the driver.
+/// The least size that a layer may be limited to; given, quotas are switched on at the start.
+const MIN_SPACE: &str = "btrfs.min_space";
+
+/// Starts the driver. The only option is `btrfs.min_space`.
 ///
 /// # Errors
 /// An unknown option; [`Error::Prerequisites`] when the home is not on a btrfs.
 pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
-    if let Some(option) = init.options.first() {
-        let (key, _) = parse_key_value(option)?;
-        return Err(Error::InvalidOption {
-            key,
-            why: "btrfs does not know it".to_owned(),
-        });
+    let mut min_space = None;
+    for option in &init.options {
+        let (key, value) = parse_key_value(option)?;
+        if key != MIN_SPACE {
+            return Err(Error::InvalidOption {
+                key,
+                why: format!("btrfs does not know it; its only option is {MIN_SPACE}"),
+            });
+        }
+        min_space = Some(parse_size(&key, value)?);
     }
-    let btrfs = Arc::new(Btrfs::open(home, init)?);
+    let btrfs = Arc::new(Btrfs::open(home, init, min_space)?);
     Ok(Arc::new(NaiveDiff::new(btrfs, init.id_maps.clone())))
 }
 
@@ -70,16 +80,19 @@ fn layer_id(id: &str) -> Result<LayerId> {
 #[derive(Debug)]
 struct Btrfs {
     home: Home,
+    limits: Limits,
     /// Held for writing while a layer disappears: a snapshot of a subvolume that is deleted at the same moment makes kernels before
     /// 6.8 abort the filesystem (7081929ab257). Snapshots themselves may be made side by side and then share a transaction.
     disappearing: RwLock<()>,
 }
 
 impl Btrfs {
-    fn open(path: &Path, init: &InitOptions) -> Result<Self> {
+    fn open(path: &Path, init: &InitOptions, min_space: Option<u64>) -> Result<Self> {
         check_filesystem(path)?;
+        let home = Home::open_with(path, SUBVOLUMES, &init.id_maps, subvolumes::delete)?;
         Ok(Self {
-            home: Home::open_with(path, SUBVOLUMES, &init.id_maps, subvolumes::delete)?,
+            limits: Limits::open(&home, min_space)?,
+            home,
             disappearing: RwLock::default(),
         })
     }
@@ -93,9 +106,7 @@ impl Btrfs {
     ) -> Result<()> {
         let id = layer_id(id)?;
         let parent = parent.map(layer_id).transpose()?;
-        if size_option(opts, read_write, None)?.is_some() {
-            return Err(Error::QuotaNotSupported("not yet kept".to_owned()));
-        }
+        let size = size_option(opts, read_write, None)?;
         let _whole = self
             .disappearing
             .read()
@@ -103,15 +114,18 @@ impl Btrfs {
         if self.home.has(&id) {
             return Err(Error::LayerExists(id.to_string()));
         }
-        let stage = match parent {
+        let from = parent.map(|parent| self.open_layer(&parent)).transpose()?;
+        if let Some(bytes) = size {
+            self.limits.prepare(self.home.layers_dir(), bytes)?;
+        }
+        let stage = match from {
             None => {
                 let stage = self.home.stage_by(sys::btrfs::create_subvolume)?;
                 set_owner_and_mode(stage.dir(), 0o755, self.home.root_owner())
                     .map_err(|e| Error::io("set up", stage.path(), e))?;
                 stage
             }
-            Some(parent) => {
-                let from = self.open_layer(&parent)?;
+            Some(from) => {
                 let stage = self.home.stage_by(|dir, name| {
                     sys::btrfs::snapshot(dir, name.as_bytes(), from.as_fd())
                 })?;
@@ -120,7 +134,13 @@ impl Btrfs {
                 stage
             }
         };
-        stage.commit(&id)
+        self.limits.set(stage.dir(), size)?;
+        stage.commit(&id)?;
+        let Some(bytes) = size else { return Ok(()) };
+        self.limits.record(&id, bytes).inspect_err(|_| {
+            // What cannot be deleted now is a whole layer with its limit, which the caller can remove.
+            let _ = self.home.discard(&id);
+        })
     }
 
     /// Opens a layer's root, which must be that of a subvolume.
@@ -153,21 +173,19 @@ impl ProtoDriver for Btrfs {
             .disappearing
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        match sys::btrfs::destroy(self.home.layers_dir(), id.as_str().as_bytes()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            // It cannot be deleted before another one is the default.
-            Err(Errno::PERM) if self.is_default(&id) => Err(Error::InUse {
-                id: id.to_string(),
-                why: "it is the filesystem's default subvolume".to_owned(),
-            }),
-            // It holds other subvolumes, is none itself, or only its files may be deleted by this user.
-            Err(_) => self.home.discard(&id),
-        }
+        let groups = self
+            .home
+            .open_layer(&id)
+            .map_or_else(|_| Vec::new(), |root| self.limits.lift(root.as_fd()));
+        self.delete(&id)
+            .inspect_err(|_| self.limits.restore(&id, || self.open_layer(&id)))?;
+        self.limits.forget(self.home.layers_dir(), &id, groups)
     }
 
     fn get(&self, id: &str, _mount_label: &str) -> Result<PathBuf> {
         let id = layer_id(id)?;
-        self.open_layer(&id)?;
+        let root = self.open_layer(&id)?;
+        self.limits.keep(&id, root.as_fd())?;
         Ok(self.home.layer_path(&id))
     }
 
@@ -192,7 +210,7 @@ impl ProtoDriver for Btrfs {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::new([
+        let mut claims = Capabilities::new([
             Capability::IdMaps,
             Capability::IndependentChildren,
             Capability::DirRename,
@@ -200,11 +218,33 @@ impl ProtoDriver for Btrfs {
             Capability::StableInode,
             Capability::DirTimes,
             Capability::Sockets,
-        ])
+        ]);
+        if let Some(counting) = self.limits.counting(self.home.layers_dir()) {
+            claims.claims.insert(Capability::Quota);
+            // With simple quotas data counts for the subvolume that wrote it.
+            if counting != QuotaMode::Simple {
+                claims.claims.insert(Capability::QuotaWithParent);
+            }
+        }
+        claims
     }
 }
 
 impl Btrfs {
+    /// Deletes a layer's subvolume with all that it holds.
+    fn delete(&self, id: &LayerId) -> Result<()> {
+        match sys::btrfs::destroy(self.home.layers_dir(), id.as_str().as_bytes()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            // It cannot be deleted before another one is the default.
+            Err(Errno::PERM) if self.is_default(id) => Err(Error::InUse {
+                id: id.to_string(),
+                why: "it is the filesystem's default subvolume".to_owned(),
+            }),
+            // It holds other subvolumes, is none itself, or only its files may be deleted by this user.
+            Err(_) => self.home.discard(id),
+        }
+    }
+
     fn is_default(&self, id: &LayerId) -> bool {
         self.home
             .open_layer(id)

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Mode, OFlags, Timestamps, fstat, futimens, unlinkat};
 use rustix::io::Errno;
 
-use crate::sys::btrfs::{destroy, is_subvolume, nested, snapshot};
+use crate::sys::btrfs::{destroy, info, is_subvolume, nested, snapshot};
 use crate::sys::fs::open_beneath;
 use crate::sys::remove::remove_tree_at;
 
@@ -41,6 +41,16 @@ fn delete_nested(root: BorrowedFd<'_>) -> io::Result<()> {
         delete(dir.as_fd(), OsStr::from_bytes(&found.name))?;
     }
     Ok(())
+}
+
+/// The ids of a subvolume and of all inside it.
+pub(super) fn ids(root: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    let mut found = vec![info(root)?.id];
+    for inside in nested(root)? {
+        let dir = open(root, &inside.dir)?;
+        found.extend(ids(open(dir.as_fd(), &inside.name)?.as_fd())?);
+    }
+    Ok(found)
 }
 
 /// Makes a snapshot of the subvolume `name` in another directory, with those inside it; `false` when it is none, or lies on

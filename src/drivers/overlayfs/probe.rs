@@ -317,6 +317,7 @@ impl Behaviour {
     /// What a driver on an overlay may claim, whatever its layout.
     pub fn claims(self) -> Vec<Capability> {
         let always = [
+            Capability::CopiesUp,
             Capability::IdMaps,
             Capability::Mounts,
             Capability::FrozenParent,

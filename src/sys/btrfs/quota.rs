@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Setter, Updater, ioctl, opcode};
 
 use super::MAGIC;
-use super::search::{At, find_item, number};
+use super::search::{At, TREE_OF_TREES, find_item, for_each_item, number};
 
 /// `struct btrfs_ioctl_quota_ctl_args`.
 #[repr(C)]
@@ -47,6 +47,8 @@ const CLEAR: u64 = u64::MAX;
 const QUOTA_TREE: u64 = 8;
 const STATUS: (u64, u32, u64) = (0, 240, 0);
 const INFO: u32 = 242;
+const LIMIT: u32 = 244;
+const ROOT_BACKREF: u32 = 144;
 const ON: u64 = 1;
 const SIMPLE: u64 = 1 << 3;
 
@@ -168,4 +170,30 @@ pub fn usage(fd: BorrowedFd<'_>, id: u64) -> Result<Option<u64>, Errno> {
     };
     // Generation, referenced.
     Ok(find_item(fd, info)?.and_then(|item| number(&item, 8)))
+}
+
+/// Every limit on the bytes that a subvolume may refer to, by the subvolume's id. Those of subvolumes that are deleted, which the
+/// kernel forgets when it comes to it, are left out.
+///
+/// # Errors
+/// `ENOENT` when no quotas are kept, `EPERM` without CAP_SYS_ADMIN.
+pub fn limits(fd: BorrowedFd<'_>) -> Result<Vec<(u64, u64)>, Errno> {
+    let mut found = Vec::new();
+    for_each_item(fd, QUOTA_TREE, (0, LIMIT), |id, item| {
+        // Flags, referenced.
+        if let (Some(flags), Some(bytes)) = (number(item, 0), number(item, 8))
+            && flags & MAX_REFERENCED != 0
+        {
+            found.push((id, bytes));
+        }
+    })?;
+    let mut linked = Vec::with_capacity(found.len());
+    for (id, bytes) in found {
+        let mut names = 0;
+        for_each_item(fd, TREE_OF_TREES, (id, ROOT_BACKREF), |_, _| names += 1)?;
+        if names > 0 {
+            linked.push((id, bytes));
+        }
+    }
+    Ok(linked)
 }

@@ -27,9 +27,12 @@ pub(super) struct At {
     pub key: Key,
 }
 
+/// The tree that holds the roots of all trees, and the names of subvolumes.
+pub(super) const TREE_OF_TREES: u64 = 1;
+
 /// The directory entry `default` of the tree of trees; its offset is the checksum of the name.
 pub(super) const DEFAULT_SUBVOLUME: At = At {
-    tree: 1,
+    tree: TREE_OF_TREES,
     key: (6, 84, 2_378_154_706),
 };
 
@@ -150,6 +153,17 @@ pub(super) fn find_item(fd: BorrowedFd<'_>, at: At) -> Result<Option<Vec<u8>>, E
         found = Some(data.to_vec());
     })?;
     Ok(found)
+}
+
+/// Calls `each` with the offset and data of every item of one object and kind.
+pub(super) fn for_each_item(
+    fd: BorrowedFd<'_>,
+    tree: u64,
+    (object, kind): (u64, u32),
+    mut each: impl FnMut(u64, &[u8]),
+) -> Result<(), Errno> {
+    let all = ((object, kind, 0), (object, kind, u64::MAX));
+    search(fd, tree, all, 0, |(_, _, offset), data| each(offset, data))
 }
 
 /// What happened in a subvolume since a transaction.
