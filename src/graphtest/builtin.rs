@@ -26,6 +26,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "space",
     "read-only",
     "power",
+    "reflinks",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -3,6 +3,7 @@
 pub mod btrfs;
 pub mod copy;
 pub mod errno;
+pub mod fiemap;
 pub mod fs;
 pub mod fsctl;
 pub mod identity;

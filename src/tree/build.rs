@@ -3,6 +3,7 @@
 //! Paths are resolved as if the layer's root were `/`: symbolic links on the way are followed but never lead outside. The
 //! umask is 0 while operations run.
 
+mod blocks;
 mod steps;
 #[cfg(test)]
 mod tests;

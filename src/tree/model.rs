@@ -241,6 +241,8 @@ impl Model {
             Op::Open(o) => self.open_op(o, who),
             Op::Read(o) => self.read(&o.path.0, who),
             Op::List(o) => self.list(&o.path.0, who),
+            Op::Clone(o) => self.clone_file(&o.from.0, &o.path.0, who),
+            Op::Shared(o) => self.named(&o.path.0, who).map(drop),
             Op::Space(o) => self.named(&o.path.0, who).map(drop),
             Op::Inode(o) => self.named(&o.path.0, who).map(drop),
         }

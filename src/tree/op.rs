@@ -349,6 +349,11 @@ verbs! {
         /// Hand the name to the kernel with a `/` at its end.
         slash: bool,
     };
+    /// Make a file that shares all blocks of an existing one (`FICLONE`); the name must not exist.
+    Clone, CloneOp, "clone", [
+        /// The file that is there.
+        from: Path,
+    ] {};
     /// Make a named pipe.
     Fifo, FifoOp, "fifo", [] {
         /// Permission bits.
@@ -487,6 +492,11 @@ verbs! {
     Space, SpaceOp, "space", [
         /// The most that it may take.
         at_most: Size,
+    ] {};
+    /// Compare how much of a file lies in blocks that other files have too (`FIEMAP_EXTENT_SHARED`), after writing it out.
+    Shared, SharedOp, "shared", [
+        /// The least that it must share.
+        at_least: Size,
     ] {};
     /// Remember or compare the inode (`st_dev`, `st_ino`) of a path.
     Inode, InodeOp, "inode", [] {

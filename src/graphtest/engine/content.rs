@@ -151,7 +151,7 @@ impl World<'_> {
         let comparable: Vec<usize> = (0..ops.len())
             .filter(|&i| {
                 let tolerated = !all[i].may_fail().is_empty() && in_layer[i].is_err();
-                !tolerated && !matches!(all[i], Op::Inode(_) | Op::Space(_))
+                !tolerated && !matches!(all[i], Op::Inode(_) | Op::Space(_) | Op::Shared(_))
             })
             .collect();
         let plain: Vec<Op> = comparable.iter().map(|&i| all[i].clone()).collect();

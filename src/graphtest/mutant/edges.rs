@@ -1,13 +1,16 @@
 //! Bugs that show only at an edge of the filesystem: long paths, many names, shared blocks.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::base::{Base, Bug};
 use super::calls::stateless;
-use super::files::{keeping_dir_time, remove_any};
+use super::files::{Found, copy_attributes, keeping_dir_time, lstat, remove_any, walk};
 use super::recipe::Layer;
 use crate::graphdriver::Result;
 
@@ -57,4 +60,55 @@ impl Bug for NotUnescaped {
         }
         b.inner.put(id)
     }
+}
+
+/// Files of equal content become names of one file.
+pub(super) fn clone_becomes_link(root: &Path, _: &Layer<'_>) -> io::Result<()> {
+    let mut first: BTreeMap<Vec<u8>, Found> = BTreeMap::new();
+    for file in walk(root)?.into_iter().filter(Found::is_file) {
+        match first.entry(fs::read(&file.path)?) {
+            Entry::Vacant(entry) => {
+                entry.insert(file);
+            }
+            Entry::Occupied(other) if other.get().inode() != file.inode() => {
+                keeping_dir_time(&file.path, || {
+                    fs::remove_file(&file.path)?;
+                    fs::hard_link(&other.get().path, &file.path)
+                })?;
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// What a layer has of its parent's files, and changed, is written out byte by byte.
+pub(super) fn copies_unshared(root: &Path, layer: &Layer<'_>) -> io::Result<()> {
+    let time = |m: &fs::Metadata| (m.mtime(), m.mtime_nsec());
+    let below = layer.with_parent(walk)?;
+    for file in below.iter().filter(|f| f.is_file()) {
+        let here = root.join(&file.rel);
+        let Some(meta) = lstat(&here).filter(|m| m.is_file() && time(m) != time(&file.meta)) else {
+            continue;
+        };
+        let content = fs::read(&here)?;
+        keeping_dir_time(&here, || {
+            fs::remove_file(&here)?;
+            // Not std::fs::copy, which shares blocks itself.
+            fs::write(&here, content)?;
+            copy_attributes(&file.path, &meta, &here)
+        })?;
+    }
+    Ok(())
+}
+
+/// Of files of one size, which may share their blocks, one is counted.
+pub(super) fn shared_once(size: u64, layer: &Layer<'_>) -> Result<u64> {
+    let sizes = layer.base.with_root(layer.id, |root| {
+        let files = walk(root)?.into_iter().filter(Found::is_file);
+        Ok(files.map(|f| f.meta.size()).collect::<Vec<_>>())
+    })?;
+    let mut seen = BTreeSet::new();
+    let again: u64 = sizes.into_iter().filter(|s| !seen.insert(*s)).sum();
+    Ok(size.saturating_sub(again))
 }

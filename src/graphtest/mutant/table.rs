@@ -228,6 +228,9 @@ mutants! {
 
     // edges
     "long-paths-lost" "A child has nothing whose path is longer than 1000 bytes." R(Recipe::child(edges::long_paths_lost));
+    "clone-becomes-link" "Files that hold the same become names of one file." R(Recipe::put(edges::clone_becomes_link));
+    "copies-unshared" "What is copied from the parent is written out byte by byte." R(Recipe::put(edges::copies_unshared));
+    "size-shared-once" "Of files that share blocks one counts." R(Recipe { size: Some(edges::shared_once), ..Recipe::NONE });
     "mounts-sought-unresolved" "Mounts below a home that is a symbolic link are not found." Bug(edges::SoughtUnresolved::make);
     "mount-table-not-unescaped" "After a restart, mounts whose path the mount table escapes are not found." Bug(edges::NotUnescaped::make);
 

@@ -11,6 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::blocks;
 use super::times::DirTimes;
 use super::{Failure, InodeId, Inodes, Outcome};
 use crate::sys::copy::{read_at, write_all_at};
@@ -95,7 +96,9 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::Open(o) => open_op(root, o),
         Op::Read(o) => read(root, o),
         Op::List(o) => list(root, o),
-        Op::Space(o) => space(root, o),
+        Op::Space(o) => blocks::space(root, o),
+        Op::Shared(o) => blocks::shared(root, o),
+        Op::Clone(o) => blocks::clone(root, o),
         Op::Inode(o) => inode(root, o, inodes),
     }
 }
@@ -141,7 +144,7 @@ pub fn set_dir_times(root: BorrowedFd<'_>, times: &DirTimes) -> io::Result<()> {
     Ok(())
 }
 
-fn mode(bits: u32) -> Mode {
+pub(super) fn mode(bits: u32) -> Mode {
     Mode::from_raw_mode(bits)
 }
 
@@ -162,7 +165,7 @@ fn check_value(value: &[u8]) -> Result<(), Errno> {
 }
 
 /// Opens `path` inside the root, following symbolic links, never waiting for a FIFO's other end.
-fn open(
+pub(super) fn open(
     root: BorrowedFd<'_>,
     path: &TreePath,
     flags: OFlags,
@@ -180,7 +183,7 @@ fn open(
 }
 
 /// The directory that holds `path`, and the name in it; the root is `.` in itself.
-fn parent(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), Errno> {
+pub(super) fn parent(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), Errno> {
     if path.0.len() > MAX_NAMED_PATH {
         return Err(Errno::NAMETOOLONG);
     }
@@ -211,7 +214,7 @@ fn handed(name: &CStr, slash: bool) -> CString {
 }
 
 /// The same as [`parent`] for a name to be made; the root exists.
-fn new_name(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), Errno> {
+pub(super) fn new_name(root: BorrowedFd<'_>, path: &TreePath) -> Result<(OwnedFd, CString), Errno> {
     if path.is_root() {
         Err(Errno::EXIST)
     } else {
@@ -542,22 +545,6 @@ fn list(root: BorrowedFd<'_>, o: &op::ListOp) -> Outcome {
     Err(Failure::Mismatch(format!(
         "names missing: [{missing}], unexpected: [{unexpected}]{twice}"
     )))
-}
-
-fn space(root: BorrowedFd<'_>, o: &op::SpaceOp) -> Outcome {
-    /// What `st_blocks` counts in, whatever the filesystem's blocks are.
-    const UNIT: u64 = 512;
-    let (parent, name) = parent(root, &o.path.0)?;
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    let st = rustix::fs::statx(&parent, &name, flags, StatxFlags::BLOCKS)?;
-    let found = st.stx_blocks.saturating_mul(UNIT);
-    if found > o.at_most.0 {
-        return Err(Failure::Mismatch(format!(
-            "{found} bytes on the disk, not {} at most",
-            o.at_most.0
-        )));
-    }
-    Ok(())
 }
 
 fn inode(root: BorrowedFd<'_>, o: &op::InodeOp, inodes: &mut Inodes) -> Outcome {

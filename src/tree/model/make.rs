@@ -141,6 +141,28 @@ impl Model {
         self.attributes(ino, how, who)
     }
 
+    /// A file with the content of another one.
+    pub(super) fn clone_file(
+        &mut self,
+        from: &TreePath,
+        new: &TreePath,
+        who: Actor,
+    ) -> Result<(), Stop> {
+        let read = Wanted {
+            read: true,
+            ..Wanted::default()
+        };
+        let from = self.open(from, read, who)?;
+        let Node::File(data) = &self.inode(from).node else {
+            return Err(Errno::INVAL.into());
+        };
+        let data = data.clone();
+        who.doubt("not every filesystem shares blocks")?;
+        let dir = self.vacant(new, who)?;
+        self.make(dir, new, Node::File(data), CREATE_MODE_FILE, who);
+        Ok(())
+    }
+
     pub(super) fn hardlink(
         &mut self,
         existing: &TreePath,
