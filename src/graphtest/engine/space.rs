@@ -139,8 +139,7 @@ impl World<'_> {
     pub fn full(&mut self, s: &FullStep) -> Done {
         let what = s.of.unwrap_or(Room::Space);
         let crash = self.crash(&s.body, &s.then)?;
-        let mut failed = 0;
-        for room in amounts(what) {
+        for (failed, room) in amounts(what).enumerate() {
             let words = match what {
                 Room::Space => format!("with {room} bytes left"),
                 Room::Inodes => format!("with {room} files left"),
@@ -153,7 +152,6 @@ impl World<'_> {
             {
                 return self.give_room(what).and_then(|()| self.run(&s.then));
             }
-            failed += 1;
         }
         Err(Fail::new(
             "expected the steps to succeed once there is room, they failed with ever more of it",
@@ -161,7 +159,7 @@ impl World<'_> {
     }
 
     /// One try with so much room; whether the steps succeeded.
-    fn full_at(&mut self, crash: &Crash<'_>, what: Room, room: u64, failed: u32) -> Done<bool> {
+    fn full_at(&mut self, crash: &Crash<'_>, what: Room, room: u64, failed: usize) -> Done<bool> {
         self.init(&Default::default())?;
         self.take_room(what, room)?;
         match self.run(crash.body) {

@@ -147,7 +147,8 @@ pub fn summary(paint: Paint, report: &Report) -> String {
     ] {
         section(&mut lines, paint, title, by_reason(report, outcome));
     }
-    let of_cells: [(_, fn(&Cell) -> &[String]); 3] = [
+    type Lines = fn(&Cell) -> &[String];
+    let of_cells: [(_, Lines); 3] = [
         ("Left behind (graphtest clean gives it back)", |c| &c.left),
         ("Damaged", |c| &c.damage),
         ("Notes", |c| &c.notes),

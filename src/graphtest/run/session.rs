@@ -38,7 +38,7 @@ pub(super) enum Task {
         case: Arc<Case>,
     },
     /// Give back what was made for the cell.
-    GiveBack(Mutex<Option<Provisioned>>),
+    GiveBack(Box<Mutex<Option<Provisioned>>>),
 }
 
 /// What came of it.
@@ -153,7 +153,7 @@ impl<'a> Session<'a> {
         }
         Some(Job {
             cell,
-            task: Task::GiveBack(Mutex::new(Some(made))),
+            task: Task::GiveBack(Box::new(Mutex::new(Some(made)))),
         })
     }
 
