@@ -254,7 +254,11 @@ impl Home {
                 continue;
             };
             match lock_linked(self.layers_dir.as_fd(), &name, dir.as_fd()) {
-                Ok(true) => self.delete(&name)?,
+                Ok(true) => match self.delete(&name) {
+                    // It waits for a start on a disk that can be written to.
+                    Err(e) if e.errno() == Some(Errno::ROFS) => {}
+                    deleted => deleted?,
+                },
                 // In use, or deleted by somebody else.
                 Ok(false) | Err(Errno::WOULDBLOCK) => {}
                 Err(e) => return Err(Error::io("lock", self.layers.join(name), e)),
@@ -556,9 +560,17 @@ fn own_directory(path: &Path, gid: u32) -> Result<()> {
         uid: rustix::process::geteuid().as_raw(),
         gid,
     };
-    rustix::fs::open(path, DIRECTORY, Mode::empty())
-        .and_then(|dir| set_owner_and_mode(dir.as_fd(), 0o710, owner))
-        .map_err(|e| Error::io("take over", path, e))
+    let own = || {
+        let dir = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
+        let stat = rustix::fs::fstat(&dir)?;
+        let found = (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777);
+        // On a disk that has become read-only a home that is as it should be can still be read.
+        if found == (owner.uid, owner.gid, 0o710) {
+            return Ok(());
+        }
+        set_owner_and_mode(dir.as_fd(), 0o710, owner)
+    };
+    own().map_err(|e: Errno| Error::io("take over", path, e))
 }
 
 /// Unique in this boot: two processes differ in their id, two calls in the count.

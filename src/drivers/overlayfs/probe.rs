@@ -33,14 +33,18 @@ pub(in crate::drivers) struct Support {
 }
 
 impl Support {
-    /// Mounts an overlay of two lower directories in the home and works in it. A home that has been used and has no room for that
-    /// shows what it needs of the kernel on a tmpfs: whoever wants to make room by removing layers needs a driver.
+    /// Mounts an overlay of two lower directories in the home and works in it. A home that has been used and has no room for that,
+    /// or is on a disk that has become read-only, is spared: a tmpfs shows what is needed of the kernel. Whoever wants to make room by
+    /// removing layers needs a driver.
     ///
     /// # Errors
     /// One of the not-supported errors, with the reason.
     pub fn probe(home: &Home) -> Result<Self> {
         match Self::probe_in(home) {
-            Err(e) if e.is_no_room() && !home.layers(|_| false)?.is_empty() => {
+            Err(e)
+                if (e.is_no_room() || e.errno() == Some(Errno::ROFS))
+                    && !home.layers(|_| false)?.is_empty() =>
+            {
                 // The first failure is the one to tell.
                 Self::probe_aside(home).map_err(|_| e)
             }
