@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,13 +21,18 @@ use crate::tree::{Timestamp, TreePath};
 const PART: usize = 2048;
 
 /// What the caller knows about the trees.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ChangesOptions {
     /// The end of the copying that made the new tree out of the old one, on the clock of their filesystem (the ctime of a file that
     /// was written right after it). Inodes whose ctime lies before it in both trees hold what was copied, so equal
     /// attributes suffice. Without it, two inodes with equal attributes and different ctimes are compared by content: always
     /// right, but it reads every file of a tree that was copied.
     pub settled: Option<Timestamp>,
+    /// For two trees of which one began as a snapshot of the other, with the same inode numbers: the numbers of all inodes that were
+    /// made or changed in either since then, and of all directories above one of their names. An entry of both trees whose number
+    /// is not among them is the same in both with all that lies below it, and is not looked at any further. What
+    /// lies on another device than the root of its tree is not spoken of.
+    pub touched: Option<HashSet<u64>>,
 }
 
 /// The changes that make `new` out of `old`, sorted by path, never the root; without `old` everything is added.
@@ -52,11 +58,16 @@ pub fn changes_with(
     old: Option<BorrowedFd<'_>>,
     options: &ChangesOptions,
 ) -> Result<Vec<Change>, Error> {
+    let snapshot = match (old, &options.touched) {
+        (Some(old), Some(touched)) => Some(Snapshot::new(new, old, touched)?),
+        _ => None,
+    };
     Walk {
         upper: new,
         lowers: old.as_slice(),
         form: Form::Plain,
         settled: options.settled,
+        snapshot,
     }
     .run()
 }
@@ -78,6 +89,7 @@ pub fn layer_changes(
         lowers,
         form,
         settled: None,
+        snapshot: None,
     }
     .run()
 }
@@ -87,6 +99,47 @@ struct Walk<'a> {
     lowers: &'a [BorrowedFd<'a>],
     form: Form,
     settled: Option<Timestamp>,
+    snapshot: Option<Snapshot<'a>>,
+}
+
+/// What is known of two trees that were one.
+struct Snapshot<'a> {
+    touched: &'a HashSet<u64>,
+    /// The devices of the two roots.
+    new: Device,
+    old: Device,
+}
+
+type Device = (u32, u32);
+
+fn device(st: &Statx) -> Device {
+    (st.stx_dev_major, st.stx_dev_minor)
+}
+
+impl<'a> Snapshot<'a> {
+    fn new(
+        new: BorrowedFd<'_>,
+        old: BorrowedFd<'_>,
+        touched: &'a HashSet<u64>,
+    ) -> Result<Self, Error> {
+        let of = |root| {
+            let st = walk::stat_open(root).map_err(|e| Error::io("look at", &TreePath::root(), e));
+            st.map(|st| device(&st))
+        };
+        Ok(Self {
+            touched,
+            new: of(new)?,
+            old: of(old)?,
+        })
+    }
+
+    /// Whether two entries of one name are surely the same, with all below them.
+    fn is_same(&self, new: &Statx, old: &Statx) -> bool {
+        new.stx_ino == old.stx_ino
+            && device(new) == self.new
+            && device(old) == self.old
+            && !self.touched.contains(&new.stx_ino)
+    }
 }
 
 enum Task {
@@ -295,7 +348,10 @@ impl Walk<'_> {
         match self.lookup(opened, shown)? {
             None => found.push(opened.change(shown, ChangeKind::Add)),
             Some((at, old_st)) => {
-                if walk::inode(&st) == walk::inode(&old_st) {
+                let known = |s: &Snapshot<'_>| s.is_same(&st, &old_st);
+                if walk::inode(&st) == walk::inode(&old_st)
+                    || self.snapshot.as_ref().is_some_and(known)
+                {
                     return Ok(());
                 }
                 let old = Side {

@@ -17,7 +17,7 @@ pub mod read;
 mod size;
 pub mod split;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod walk;
 mod write;
 mod xattrs;

@@ -1,8 +1,9 @@
 //! The traits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 pub use crate::archive::{Change, ChangeKind};
@@ -81,6 +82,13 @@ pub trait ProtoDriver: Send + Sync + fmt::Debug {
     /// For a layer that began as a copy of `parent`: when the copy was complete, on the clock of its filesystem, as
     /// [`crate::archive::ChangesOptions::settled`] wants it. A hint that spares the naive diff reading what nobody touched; `None` is always right.
     fn settled(&self, _id: &str, _parent: &str) -> Option<Timestamp> {
+        None
+    }
+
+    /// For the open roots of two layers of which one began as a snapshot of the other: the inodes that may differ, as
+    /// [`crate::archive::ChangesOptions::touched`] wants them. A hint that spares the naive diff walking what nobody touched; `None` is
+    /// always right.
+    fn touched(&self, _new: BorrowedFd<'_>, _old: BorrowedFd<'_>) -> Option<HashSet<u64>> {
         None
     }
 }

@@ -57,6 +57,13 @@ macro_rules! delegate_proto_driver {
         fn settled(&self, id: &str, parent: &str) -> Option<crate::tree::Timestamp> {
             self.$field.settled(id, parent)
         }
+        fn touched(
+            &self,
+            new: std::os::fd::BorrowedFd<'_>,
+            old: std::os::fd::BorrowedFd<'_>,
+        ) -> Option<std::collections::HashSet<u64>> {
+            self.$field.touched(new, old)
+        }
     };
 }
 pub(crate) use delegate_proto_driver;
@@ -206,10 +213,12 @@ impl<P: ProtoDriver + 'static> NaiveDiff<P> {
         let changes = match parent {
             None => archive::changes(layer.root(), None)?,
             Some(parent) => {
-                let options = ChangesOptions {
-                    settled: self.driver.settled(id, parent),
-                };
+                let settled = self.driver.settled(id, parent);
                 let parent = self.hold(parent)?;
+                let options = ChangesOptions {
+                    settled,
+                    touched: self.driver.touched(layer.root(), parent.root()),
+                };
                 let changes = archive::changes_with(layer.root(), Some(parent.root()), &options)?;
                 parent.put()?;
                 changes

@@ -23,7 +23,10 @@ fn finding_changes(c: &mut Criterion) {
     group.sample_size(20);
     group.throughput(Throughput::Elements(FILES as u64));
     group.bench_function("equal-copies", |b| {
-        let options = ChangesOptions { settled };
+        let options = ChangesOptions {
+            settled,
+            touched: None,
+        };
         b.iter(|| changes_with(new_fd.as_fd(), Some(old_fd.as_fd()), &options).expect("compare"));
     });
     group.bench_function("equal-copies-by-content", |b| {

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use graphtest::archive::{
-    ApplyOptions, ChangesOptions, LayerStream, WriteOptions, apply, changes_with,
+    ApplyOptions, ChangesOptions, LayerStream, WriteOptions, apply, changes, changes_with,
 };
 use graphtest::graphdriver::CreateOpts;
 use graphtest::lab::{Backing, GivenBack, Register, provision};
@@ -23,6 +23,8 @@ use graphtest::tree::Timestamp;
 const WORK: &str = "GRAPHTEST_BENCH_WORK";
 /// How large the large file is.
 const LARGE: u64 = 1 << 30;
+/// How many changes one file of [`support::make_tree`] makes: itself and the two directories above.
+const CHANGED: usize = 3;
 
 /// One line of the table.
 struct Line {
@@ -90,6 +92,7 @@ const LINES: &[(&str, MakeLine)] = &[
     ("changes-100000-equal-by-content", |name, at| {
         changes_line(name, at, false)
     }),
+    ("btrfs-changes-1-of-100000", btrfs_changes),
 ];
 
 fn measure(line: &Line, rounds: usize) {
@@ -222,9 +225,22 @@ fn child(work: &str) {
         "changes" => {
             let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
             let settled = args.get(2).map(|t| parse_time(&t.to_string_lossy()));
-            let options = ChangesOptions { settled };
+            let options = ChangesOptions {
+                settled,
+                touched: None,
+            };
             let found = changes_with(new.as_fd(), Some(old.as_fd()), &options).expect("compare");
             assert!(found.is_empty(), "the trees are equal");
+        }
+        "layer-changes" => {
+            let driver = support::driver("btrfs", &args[0]);
+            let found = driver.changes("child", Some("base")).expect("compare");
+            assert_eq!(found.len(), CHANGED, "{found:?}");
+        }
+        "walk-changes" => {
+            let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
+            let found = changes(new.as_fd(), Some(old.as_fd())).expect("compare");
+            assert_eq!(found.len(), CHANGED, "{found:?}");
         }
         "statx" => {
             assert_eq!(support::bare_statx(&[&args[0], &args[1]]) % 2, 0);
@@ -361,5 +377,52 @@ fn changes_line(name: &str, at: &Path, settled: bool) -> Line {
         name: name.into(),
         ours: ours("changes", args),
         theirs: bare,
+    }
+}
+
+/// The changes of a layer in which one file of many was written since the last round, by the driver and by a walk over all.
+fn btrfs_changes(name: &str, at: &Path) -> Line {
+    let mounted = Mounted::btrfs(at);
+    let driver = support::driver("btrfs", &mounted.0);
+    let base = support::filled_layer(driver.as_ref(), "base", |root| {
+        support::make_tree(root, 100_000, 100);
+    });
+    let status = Command::new("sync").arg("-f").arg(&mounted.0).status();
+    assert!(status.expect("sync can be run").success());
+    let opts = CreateOpts::default();
+    driver.create("child", Some("base"), &opts).expect("create");
+    let child = driver.get("child", "").expect("get");
+    let file = child.join("group-000/dir-0000/file-000000");
+    let write = move || std::fs::write(&file, "changed").expect("write");
+    let mut walk = ours("walk-changes", vec![child, base]).reset_by(write.clone());
+    walk.name = "walk";
+    let native = ours("layer-changes", vec![mounted.0.clone()]).reset_by(move || {
+        // It is unmounted with the line.
+        let _ = &mounted;
+        write();
+    });
+    Line {
+        name: name.into(),
+        ours: native,
+        theirs: walk,
+    }
+}
+
+/// A filesystem in an image, unmounted when it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn btrfs(at: &Path) -> Self {
+        let script = "cd $0 && truncate -s 4G image && mkfs.btrfs -qK image && mkdir on && mount -o loop image on";
+        let status = Command::new("sh").args(["-c", script]).arg(at).status();
+        assert!(status.expect("sh can be run").success(), "a btrfs is made");
+        Self(at.join("on"))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(status.expect("umount can be run").success());
     }
 }

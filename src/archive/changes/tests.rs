@@ -69,7 +69,10 @@ fn of_a_copy(#[case] edit: &str, #[case] expected: &[&str]) {
     // The root itself is never a change.
     std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o711)).unwrap();
     assert_eq!(compared(&new, &old), expected);
-    let options = ChangesOptions { settled };
+    let options = ChangesOptions {
+        settled,
+        touched: None,
+    };
     let quick = changes_with(open(&new).as_fd(), Some(open(&old).as_fd()), &options);
     assert_eq!(shown(&quick.expect("compare")), expected);
     assert_eq!(
@@ -88,7 +91,11 @@ fn a_settled_copy_is_not_compared_by_content() {
     std::thread::sleep(std::time::Duration::from_millis(20));
     let settled = Some(now_at(place.path()));
     let of = |options| changes_with(open(&new).as_fd(), Some(open(&old).as_fd()), &options);
-    assert_eq!(shown(&of(ChangesOptions { settled }).unwrap()), [""; 0]);
+    let knowing = ChangesOptions {
+        settled,
+        touched: None,
+    };
+    assert_eq!(shown(&of(knowing).unwrap()), [""; 0]);
     assert_eq!(shown(&of(ChangesOptions::default()).unwrap()), ["C /f"]);
 }
 

@@ -6,14 +6,18 @@
 //! - A layer appears and disappears whole; a call that fails changes nothing (moby's leaves the subvolume when a later step fails).
 //! - Subvolumes that somebody made inside a layer are part of it: a child gets snapshots of them, too, where moby's finds empty
 //!   directories; and they go with it, found by the filesystem's own records and not by a walk over all files.
+//! - A diff of a large layer against its parent looks only at what the filesystem's records say was touched in either.
 //! - Nothing is mounted: moby's binds the home on itself, which serves nothing.
 //! - What lies in the home but is no subvolume is told as damage and not handed out.
 
 mod limits;
 pub(super) mod subvolumes;
+#[cfg(test)]
+mod tests;
+mod touched;
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -84,6 +88,9 @@ struct Btrfs {
     /// Held for writing while a layer disappears: a snapshot of a subvolume that is deleted at the same moment makes kernels before
     /// 6.8 abort the filesystem (7081929ab257). Snapshots themselves may be made side by side and then share a transaction.
     disappearing: RwLock<()>,
+    /// How many files a tree must have had for the search of what was touched in it; with fewer, comparing all is faster than the sync
+    /// that the search needs.
+    worth_searching: u64,
 }
 
 impl Btrfs {
@@ -94,6 +101,7 @@ impl Btrfs {
             limits: Limits::open(&home, min_space)?,
             home,
             disappearing: RwLock::default(),
+            worth_searching: touched::WORTH,
         })
     }
 
@@ -207,6 +215,13 @@ impl ProtoDriver for Btrfs {
 
     fn cleanup(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn touched(&self, new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> Option<HashSet<u64>> {
+        // Whatever fails here, comparing all is right.
+        touched::since_snapshot(new, old, self.worth_searching)
+            .ok()
+            .flatten()
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -1,6 +1,7 @@
 //! The search in btrfs' trees (`BTRFS_IOC_TREE_SEARCH_V2`, CAP_SYS_ADMIN), and what it tells about a snapshot.
 
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
@@ -10,6 +11,9 @@ use super::MAGIC;
 
 /// The inode number of every subvolume's root directory.
 pub const ROOT_DIR: u64 = 256;
+
+/// The largest inode number (`BTRFS_LAST_FREE_OBJECTID`); keys above it are no inodes.
+const LAST_INODE: u64 = u64::MAX - 255;
 
 /// The tree that a descriptor's inode lies in.
 const OWN_TREE: u64 = 0;
@@ -73,9 +77,23 @@ const TREE_SEARCH_V2: u32 = opcode::read_write::<[u8; 112]>(MAGIC, 17);
 fn search(
     fd: BorrowedFd<'_>,
     tree: u64,
-    (from, to): (Key, Key),
+    range: (Key, Key),
     since: u64,
     mut each: impl FnMut(Key, &[u8]),
+) -> Result<(), Errno> {
+    search_until(fd, tree, range, since, |key, data| {
+        each(key, data);
+        ControlFlow::Continue(())
+    })
+}
+
+/// [`search`] that ends when `each` says so.
+fn search_until(
+    fd: BorrowedFd<'_>,
+    tree: u64,
+    (from, to): (Key, Key),
+    since: u64,
+    mut each: impl FnMut(Key, &[u8]) -> ControlFlow<()>,
 ) -> Result<(), Errno> {
     let mut from = from;
     let mut args = Box::new(Search {
@@ -110,7 +128,9 @@ fn search(
             let Some((key, data, tail)) = item(rest) else {
                 return Err(Errno::IO);
             };
-            each(key, data);
+            if each(key, data).is_break() {
+                return Ok(());
+            }
             from = key;
             rest = tail;
         }
@@ -166,24 +186,32 @@ pub(super) fn for_each_item(
     search(fd, tree, all, 0, |(_, _, offset), data| each(offset, data))
 }
 
-/// What happened in a subvolume since a transaction.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// Inodes that were made or changed in any way, and every directory above one of their names.
-    pub inodes: HashSet<u64>,
+/// Whether the subvolume of `fd` holds an inode with this number or a higher one. Numbers are given in order and not again (but by
+/// kernels before 5.11 with `inode_cache`), so a tree that had few files holds none with a high one.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, `ENOTTY` on another filesystem.
+pub fn holds_inode_from(fd: BorrowedFd<'_>, number: u64) -> Result<bool, Errno> {
+    let mut found = false;
+    let range = ((number, 0, 0), (LAST_INODE, u32::from(u8::MAX), u64::MAX));
+    search_until(fd, OWN_TREE, range, 0, |_, _| {
+        found = true;
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
 }
 
-/// What was touched in the subvolume of `fd` in the transaction `since` or later. What is not written out yet (see
-/// [`super::sync`]) does not count.
+/// The inodes of the subvolume of `fd` that were made or changed in any way in the transaction `since` or later, and every directory
+/// above one of their names. What is not written out yet (see [`super::sync`]) does not count.
 ///
 /// Every change of an inode (contents, attributes, names in a directory) rewrites its inode item with the running transaction's
 /// number, and with it the node that the item is in and all nodes above: the search passes over everything older.
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN, `ENOTTY` on another filesystem.
-pub fn touched_since(fd: BorrowedFd<'_>, since: u64) -> Result<Touched, Errno> {
-    let mut found = Touched::default();
-    let everything = ((ROOT_DIR, 0, 0), (u64::MAX, u32::from(u8::MAX), u64::MAX));
+pub fn touched_since(fd: BorrowedFd<'_>, since: u64) -> Result<HashSet<u64>, Errno> {
+    let mut found = HashSet::new();
+    let everything = ((ROOT_DIR, 0, 0), (LAST_INODE, u32::from(u8::MAX), u64::MAX));
     search(
         fd,
         OWN_TREE,
@@ -192,14 +220,14 @@ pub fn touched_since(fd: BorrowedFd<'_>, since: u64) -> Result<Touched, Errno> {
         |(object, kind, _), data| {
             // The transaction of the last change is the second number of an inode item.
             if kind == INODE_ITEM && number(data, 8).is_none_or(|changed| changed >= since) {
-                found.inodes.insert(object);
+                found.insert(object);
             }
         },
     )?;
-    let mut todo: Vec<u64> = found.inodes.iter().copied().collect();
+    let mut todo: Vec<u64> = found.iter().copied().collect();
     while let Some(inode) = todo.pop() {
         for parent in parents(fd, inode)? {
-            if found.inodes.insert(parent) {
+            if found.insert(parent) {
                 todo.push(parent);
             }
         }
