@@ -27,6 +27,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "read-only",
     "power",
     "reflinks",
+    "btrfs",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -298,6 +298,8 @@ steps! {
         remove: bool = "remove",
         /// Holds this instead.
         text: Option<Bytes> = "text",
+        /// An empty directory in its place.
+        empty: bool = "empty",
     };
     /// Kills a child at each of its system calls.
     Kill, KillStep, "kill-at-each-syscall" (/** What the child does. */ body: Vec<Step>) {
@@ -306,6 +308,13 @@ steps! {
         /// Only the steps are cut short, not the start of the driver before them.
         started: bool = "started",
     };
+    /// Makes subvolumes inside a layer, as somebody who works in it may.
+    Subvolumes, SubvolumesStep, "subvolumes" (/** The layer. */ id: String) {
+        /// Their paths; what is above is there, or named before.
+        paths: Vec<At<Path>> = "paths",
+    };
+    /// The layer becomes what is mounted of the scenario's own backing when no subvolume is named.
+    DefaultSubvolume, DefaultSubvolumeStep, "default-subvolume" (/** The layer. */ id: String) {};
     /// How much can be written into a layer.
     Limit, LimitStep, "limit" (/** The layer. */ id: String) {
         /// So many bytes can be written.

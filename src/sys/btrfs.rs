@@ -11,7 +11,8 @@ pub use quota::{
 };
 pub use search::{ROOT_DIR, holds_inode_from, touched_since};
 pub use subvolume::{
-    Info, Nested, create_subvolume, destroy, info, is_default, is_subvolume, nested, snapshot, sync,
+    Info, Nested, create_subvolume, destroy, info, is_default, is_subvolume, nested, set_default,
+    snapshot, sync,
 };
 
 /// The number that all of btrfs' ioctls carry.

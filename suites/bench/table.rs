@@ -17,7 +17,9 @@ use graphtest::archive::{
 };
 use graphtest::graphdriver::CreateOpts;
 use graphtest::lab::{Backing, GivenBack, Register, provision};
+use graphtest::sys;
 use graphtest::tree::Timestamp;
+use rustix::fs::{Mode, OFlags};
 
 /// Set for the child that does one piece of work; holds its name.
 const WORK: &str = "GRAPHTEST_BENCH_WORK";
@@ -31,6 +33,8 @@ struct Line {
     name: String,
     ours: Contender,
     theirs: Contender,
+    /// Gives back what was made for the line.
+    end: Box<dyn FnOnce()>,
 }
 
 struct Contender {
@@ -70,7 +74,9 @@ fn main() {
         if filter.is_none_or(|f| name.contains(f.as_str())) {
             let place = work.path().join(name);
             std::fs::create_dir(&place).expect("mkdir");
-            measure(&make(name, &place), rounds);
+            let line = make(name, &place);
+            measure(&line, rounds);
+            (line.end)();
             std::fs::remove_dir_all(&place).expect("the bench's own directory");
         }
     }
@@ -86,6 +92,9 @@ const LINES: &[(&str, MakeLine)] = &[
     ("backing-ext4", backing),
     ("backing-xfs", backing),
     ("backing-btrfs", backing),
+    ("btrfs-create-child", btrfs),
+    ("btrfs-get-and-put", btrfs),
+    ("btrfs-remove", btrfs),
     ("changes-100000-equal", |name, at| {
         changes_line(name, at, true)
     }),
@@ -119,8 +128,8 @@ fn measure(line: &Line, rounds: usize) {
     println!(
         "{:<34} {:>22} {:>22} {:>7.2} {:>10}",
         line.name,
-        format!("{} {:.3}s", line.ours.name, a.as_secs_f64()),
-        format!("{} {:.3}s", line.theirs.name, b.as_secs_f64()),
+        format!("{} {:.4}s", line.ours.name, a.as_secs_f64()),
+        format!("{} {:.4}s", line.theirs.name, b.as_secs_f64()),
         a.as_secs_f64() / b.as_secs_f64(),
         peak
     );
@@ -131,7 +140,8 @@ fn median(times: &mut [Duration]) -> Duration {
     times[times.len() / 2]
 }
 
-/// Runs a command, throws its output away, and gives the time and, where the child is this program, its peak memory in KiB.
+/// Runs a command, throws its output away, and gives the time (the child's own, where it says one) and, where the child is this
+/// program, its peak memory in KiB.
 fn run(command: &mut Command) -> (Duration, u64) {
     let start = Instant::now();
     let mut child = command
@@ -151,10 +161,12 @@ fn run(command: &mut Command) -> (Duration, u64) {
     let status = child.wait().expect("wait");
     let time = start.elapsed();
     assert!(status.success(), "{command:?}: {status}: {said}");
-    let peak = said
-        .lines()
-        .find_map(|l| l.strip_prefix("peak ")?.parse().ok());
-    (time, peak.unwrap_or(0))
+    let told = |what: &str| {
+        let mut lines = said.lines();
+        lines.find_map(|l| l.strip_prefix(what)?.parse().ok())
+    };
+    let time = told("nanoseconds ").map_or(time, Duration::from_nanos);
+    (time, told("peak ").unwrap_or(0))
 }
 
 /// A child of this program that does `work` with these paths.
@@ -222,6 +234,10 @@ fn child(work: &str) {
             assert_eq!(given, GivenBack::default(), "{name}");
             register.close().expect("closed");
         }
+        "btrfs" => {
+            let took = btrfs_calls(&args[0], &args[1].to_string_lossy(), args.len() > 2);
+            eprintln!("nanoseconds {}", took.as_nanos());
+        }
         "changes" => {
             let (new, old) = (support::open_dir(&args[0]), support::open_dir(&args[1]));
             let settled = args.get(2).map(|t| parse_time(&t.to_string_lossy()));
@@ -279,6 +295,7 @@ fn write_line(name: &str, at: &Path) -> Line {
         name: name.into(),
         ours: ours("write", vec![tree.clone()]),
         theirs: theirs("tar", ["-c".into(), "-C".into(), tree, ".".into()].into()),
+        end: Box::new(|| {}),
     }
 }
 
@@ -312,6 +329,7 @@ fn apply_line(name: &str, at: &Path) -> Line {
         name: name.into(),
         ours: ours("apply", vec![archive, out]).reset_by(reset.clone()),
         theirs: theirs("tar", args).reset_by(reset),
+        end: Box::new(|| {}),
     }
 }
 
@@ -331,6 +349,7 @@ fn vfs_create(name: &str, at: &Path) -> Line {
                 std::fs::remove_dir_all(&copy).expect("the last copy");
             }
         }),
+        end: Box::new(|| {}),
     }
 }
 
@@ -360,7 +379,89 @@ fn backing(name: &str, at: &Path) -> Line {
         name: name.into(),
         ours: ours("backing", vec![at.into(), kind.into()]),
         theirs: by_hand,
+        end: Box::new(|| {}),
     }
+}
+
+/// How many layers are made and removed, and how often one is got.
+const LAYERS: usize = 50;
+const GETS: usize = 20_000;
+
+/// Calls of our driver beside the bare system calls, on one filesystem in a loop device.
+fn btrfs(name: &str, at: &Path) -> Line {
+    let register = Register::open(&at.join("state")).expect("a register");
+    let made = provision(&"btrfs".parse().expect("a backing"), &register).expect("made");
+    let root = made.place.dir.clone();
+    let driver = support::driver("btrfs", &root);
+    support::filled_layer(driver.as_ref(), "base", |base| {
+        support::make_tree(base, 1000, 1000);
+    });
+    drop(driver);
+    let mut bare = ours("btrfs", vec![root.clone(), name.into(), "bare".into()]);
+    bare.name = "bare calls";
+    Line {
+        name: name.into(),
+        ours: ours("btrfs", vec![root, name.into()]),
+        theirs: bare,
+        end: Box::new(move || {
+            assert_eq!(made.give_back(&register), GivenBack::default());
+            register.close().expect("closed");
+        }),
+    }
+}
+
+/// Makes [`LAYERS`] children of the layer `base`, gets one, and removes them, by our driver or by the system calls that it cannot do
+/// without. Gives the time of the calls that `what` names.
+fn btrfs_calls(root: &Path, what: &str, bare: bool) -> Duration {
+    let driver = support::driver("btrfs", root);
+    let layers = support::open_dir(&root.join("btrfs/subvolumes"));
+    let base = support::open_dir(&root.join("btrfs/subvolumes/base"));
+    let ids: Vec<String> = (0..LAYERS).map(|n| format!("layer-{n}")).collect();
+    let mut times = Vec::new();
+    let mut timed = |name: &str, calls: &dyn Fn()| {
+        let start = Instant::now();
+        calls();
+        times.push((name.to_string(), start.elapsed()));
+        // What the one leaves to be written is not the other's to wait for.
+        sys::btrfs::sync(layers.as_fd()).expect("sync");
+    };
+    timed("btrfs-create-child", &|| {
+        for id in &ids {
+            if bare {
+                sys::btrfs::snapshot(layers.as_fd(), id.as_bytes(), base.as_fd()).expect("made");
+            } else {
+                let create = driver.create(id, Some("base"), &CreateOpts::default());
+                create.expect("create");
+            }
+        }
+    });
+    timed("btrfs-get-and-put", &|| {
+        for _ in 0..GETS {
+            if bare {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let dir = rustix::fs::openat(&layers, ids[0].as_str(), flags, Mode::empty());
+                let dir = dir.expect("open");
+                assert!(sys::btrfs::is_subvolume(dir.as_fd()).expect("fstat"));
+            } else {
+                driver.get(&ids[0], "").expect("get");
+                driver.put(&ids[0]).expect("put");
+            }
+        }
+    });
+    timed("btrfs-remove", &|| {
+        for id in &ids {
+            if bare {
+                sys::btrfs::destroy(layers.as_fd(), id.as_bytes()).expect("removed");
+            } else {
+                driver.remove(id).expect("remove");
+            }
+        }
+    });
+    let (_, took) = times
+        .into_iter()
+        .find(|(name, _)| name == what)
+        .expect("it was timed");
+    took
 }
 
 fn changes_line(name: &str, at: &Path, settled: bool) -> Line {
@@ -377,6 +478,7 @@ fn changes_line(name: &str, at: &Path, settled: bool) -> Line {
         name: name.into(),
         ours: ours("changes", args),
         theirs: bare,
+        end: Box::new(|| {}),
     }
 }
 

@@ -49,7 +49,7 @@ impl World<'_> {
 
     /// The model follows, and the layer must be as it says. A driver that does not claim that links of the parent stay together when
     /// one of them is changed may still keep some; which, the layer shows.
-    fn follow(
+    pub fn follow(
         &mut self,
         id: &str,
         root: BorrowedFd<'_>,
@@ -75,7 +75,7 @@ impl World<'_> {
     }
 
     /// The second look at a layer that was changed, from which its model learns the times that no operation set.
-    fn look_afresh(&mut self, id: &str) -> Done {
+    pub fn look_afresh(&mut self, id: &str) -> Done {
         if self.layers.tree(id).is_none() {
             return Ok(());
         }

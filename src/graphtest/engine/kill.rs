@@ -290,6 +290,7 @@ fn written(steps: &[Step], into: &mut BTreeMap<String, Touch>) {
     for step in steps {
         let (id, touch) = match &step.action {
             Action::In(s) => (&s.id, Touch::Written),
+            Action::Subvolumes(s) => (&s.id, Touch::Written),
             Action::Apply(s) => (&s.id, Touch::Applied),
             Action::TarSplit(s) => (&s.id, Touch::Applied),
             _ => continue,

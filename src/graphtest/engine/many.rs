@@ -192,6 +192,8 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::In(s) => note(into, &s.id, !s.read_only),
             Action::Apply(s) => note(into, &s.id, true),
             Action::Limit(s) => note(into, &s.id, true),
+            Action::Subvolumes(s) => note(into, &s.id, true),
+            Action::DefaultSubvolume(s) => note(into, &s.id, false),
             Action::TarSplit(s) => note(into, &s.id, true),
             Action::Exists(s) => note(into, &s.id, false),
             Action::Get(s) => note(into, &s.id, false),

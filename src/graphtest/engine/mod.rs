@@ -17,6 +17,7 @@ mod restart;
 mod select;
 mod space;
 mod state;
+mod subvolumes;
 mod tar_split;
 #[cfg(test)]
 mod tests;

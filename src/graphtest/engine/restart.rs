@@ -66,8 +66,10 @@ impl World<'_> {
     }
 
     pub fn guard(&mut self, s: &GuardStep) -> Done {
-        if s.what == GuardWord::Limits {
-            return self.guard_limits(&s.body);
+        match s.what {
+            GuardWord::Home => {}
+            GuardWord::Limits => return self.guard_limits(&s.body),
+            GuardWord::ForeignSubvolume => return self.guard_foreign_subvolume(&s.body),
         }
         let before = HomeState::of(&self.home)?;
         self.run(&s.body)?;
@@ -99,6 +101,8 @@ impl World<'_> {
             let path = self.home.join(name);
             let done = if s.remove {
                 sys::remove::remove_tree(&path)
+            } else if s.empty {
+                sys::remove::remove_tree(&path).and_then(|()| std::fs::create_dir(&path))
             } else if let Some(text) = &s.text {
                 std::fs::write(&path, &text.0)
             } else {

@@ -162,6 +162,8 @@ impl<'a> World<'a> {
             Action::Guard(s) => self.guard(s),
             Action::Corrupt(s) => self.corrupt(s),
             Action::Kill(s) => self.kill(s),
+            Action::Subvolumes(s) => self.subvolumes(s, expect),
+            Action::DefaultSubvolume(s) => self.default_subvolume(s),
             Action::Limit(s) => self.limit(s, expect),
             Action::ForeignLimit(s) => self.foreign_limit(s),
             Action::Fill(s) => self.fill(s),

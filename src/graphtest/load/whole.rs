@@ -47,6 +47,7 @@ pub(super) fn needs_backing(steps: &[Step], cx: &mut Cx) {
             || matches!(
                 step.action,
                 Action::ForeignLimit(_)
+                    | Action::DefaultSubvolume(_)
                     | Action::Fill(_)
                     | Action::Free(_)
                     | Action::Full(_)

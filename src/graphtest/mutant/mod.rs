@@ -18,6 +18,7 @@ mod recipe;
 mod report;
 mod select;
 mod stream;
+mod subvolumes;
 mod table;
 mod tarball;
 mod target;

@@ -3,7 +3,8 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, calls, child, disk, edges, mounts, persist, put, quota, report, stream, transfer,
+    Make, Mutant, calls, child, disk, edges, mounts, persist, put, quota, report, stream,
+    subvolumes, transfer,
 };
 
 macro_rules! mutants {
@@ -274,6 +275,16 @@ mutants! {
     "quota-leaked" "The limit of a layer that is gone stays on record." Bug(quota::Leaked::make);
     "quota-foreign-lifted" "Removing a layer lifts the limits of everybody." Bug(quota::ForeignLifted::make);
     "quota-full-not-removed" "A layer that is full cannot be removed." Bug(quota::FullNotRemoved::make);
+
+    // btrfs
+    "subvolumes-empty-in-child" "Subvolumes inside a layer are empty directories in its children." R(Recipe::child(subvolumes::empty_in_child));
+    "subvolumes-left-out-of-diff" "What lies in subvolumes inside a layer is left out of its diff." R(Recipe::diff(subvolumes::left_out_of_diff));
+    "subvolumes-left-behind" "Subvolumes inside a layer stay when it is removed." Bug(subvolumes::LeftBehind::make);
+    "subvolumes-block-removal" "A layer with subvolumes inside cannot be removed." Bug(subvolumes::BlockRemoval::make);
+    "subvolume-inodes-mixed" "Files of different subvolumes with the same inode number are one in the diff." R(Recipe::diff(subvolumes::inodes_mixed));
+    "foreign-subvolumes-removed" "Removing a layer removes subvolumes beside the home." Bug(subvolumes::ForeignRemoved::make);
+    "remove-failure-swallowed" "A layer that cannot be removed is said to be." Bug(subvolumes::RemoveFailureSwallowed::make);
+    "plain-directory-handed-out" "What is no subvolume is handed out as a layer." Bug(subvolumes::PlainDirectoryHandedOut::make);
 
     // selection
     "prior-state-ignored" "State of a driver in the storage root does not count." Select(SelectBug::PriorIgnored);

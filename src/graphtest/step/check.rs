@@ -60,8 +60,8 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
         ),
         Action::Corrupt(s) => one_of(
             cx,
-            "truncate, remove, text",
-            &[s.truncate.is_some(), s.remove, s.text.is_some()],
+            "truncate, remove, text, empty",
+            &[s.truncate.is_some(), s.remove, s.text.is_some(), s.empty],
         ),
         Action::Select(s) => one_of(
             cx,
@@ -79,6 +79,9 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
                 line,
                 "expected at least one operation after `do:`, found none",
             );
+        }
+        Action::Subvolumes(s) if s.paths.is_empty() => {
+            cx.wrong(line, "expected paths after `paths:`, found none");
         }
         Action::Repeat(s) if s.body.each.is_empty() => {
             cx.wrong(line, "expected steps after `do:`, found none");

@@ -124,7 +124,8 @@ words!(
 );
 words!(
     /// What `guard:` looks at.
-    GuardWord { /** The driver's home. */ Home = "home", /** The limits on record. */ Limits = "limits" }
+    GuardWord { /** The driver's home. */ Home = "home", /** The limits on record. */ Limits = "limits",
+        /** A subvolume of somebody else beside the home. */ ForeignSubvolume = "foreign-subvolume" }
 );
 words!(
     /// How a driver ends before it is started again.

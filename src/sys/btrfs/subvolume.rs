@@ -79,6 +79,7 @@ const _: () = {
 const SYNC: u32 = opcode::none(MAGIC, 8);
 const SUBVOL_CREATE: u32 = opcode::write::<Named>(MAGIC, 14);
 const SNAP_DESTROY: u32 = opcode::write::<Named>(MAGIC, 15);
+const DEFAULT_SUBVOL: u32 = opcode::write::<u64>(MAGIC, 19);
 const SNAP_CREATE_V2: u32 = opcode::write::<Snapshot>(MAGIC, 23);
 const GET_SUBVOL_INFO: u32 = opcode::read::<RawInfo>(MAGIC, 60);
 const GET_SUBVOL_ROOTREF: u32 = opcode::read_write::<RootRefs>(MAGIC, 61);
@@ -277,6 +278,16 @@ pub fn is_default(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(item.is_some_and(|item| item.get(..8) == Some(&id.to_le_bytes()[..])))
 }
 
+/// From now on the subvolume that `fd` lies in is mounted when none is named.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, `EROFS`, `ENOTTY` on another filesystem.
+pub fn set_default(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let id = info(fd)?.id;
+    // SAFETY: the ioctl reads the number that it is given, and nothing else.
+    unsafe { ioctl(fd, Setter::<DEFAULT_SUBVOL, u64>::new(id)) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,6 +312,7 @@ mod tests {
         assert_eq!(is_subvolume(fd.as_fd()), Ok(false));
         assert_eq!(create_subvolume(fd.as_fd(), "s"), Err(Errno::NOTTY));
         assert_eq!(info(fd.as_fd()), Err(Errno::NOTTY));
+        assert_eq!(set_default(fd.as_fd()), Err(Errno::NOTTY));
         assert!(nested(fd.as_fd()).is_err());
     }
 }
