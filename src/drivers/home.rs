@@ -21,7 +21,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::quota::{LayerProject, LayerQuotas};
-use crate::graphdriver::{CreateOpts, Error, IdMaps, LayerId, Result, parse_size};
+use crate::graphdriver::{
+    CreateOpts, Error, FsMagic, IdMaps, LayerId, Result, get_fs_magic, parse_size,
+};
 use crate::sys;
 use crate::tree::Owner;
 
@@ -311,6 +313,15 @@ impl Stage<'_> {
             .transpose()
     }
 
+    /// Has what was made in the directory on the disk before its records' name can be, after [`write_atomically`] was used in it. btrfs
+    /// brings back what was flushed, under the name it has got since, and nothing that lay beside it; elsewhere a journal keeps order.
+    pub fn keep_together(&self) -> Result<()> {
+        if get_fs_magic(&self.path())? != FsMagic::BTRFS {
+            return Ok(());
+        }
+        rustix::fs::fsync(self.dir()).map_err(|e| Error::io("sync", self.path(), e))
+    }
+
     /// Gives the directory the layer's name.
     pub fn commit(mut self, id: &LayerId) -> Result<()> {
         let dir = &self.home.layers_dir;
@@ -422,7 +433,7 @@ pub(super) fn size_option(
 /// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed.
 ///
 /// Only contents are flushed. Names reach the disk in the order in which they were made on every filesystem with a journal, so a layer
-/// whose name is there has its files, and its parent has its own; flushing directories as well would make each layer wait for
+/// whose name is there has its files, and its parent has its own (for btrfs see [`Stage::keep_together`]); flushing directories as well would make each layer wait for
 /// everything else that is being written to the same disk.
 pub(super) fn write_atomically(
     dir: BorrowedFd<'_>,

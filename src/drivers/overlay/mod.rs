@@ -215,7 +215,8 @@ impl Overlay {
             below.image.as_str().as_bytes(),
             0o600,
         )?;
-        write_atomically(stage.dir(), PARENT_ID, parent.as_str().as_bytes(), 0o600)
+        write_atomically(stage.dir(), PARENT_ID, parent.as_str().as_bytes(), 0o600)?;
+        stage.keep_together()
     }
 
     /// Gives a directory, whose attributes the root of a layer shows, those of a layer's directory.

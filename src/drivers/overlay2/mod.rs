@@ -241,7 +241,8 @@ impl Overlay2 {
             make_dir(stage.dir(), "work", 0o700, root)?;
             write_atomically(stage.dir(), "lower", lower_text(lower).as_bytes(), 0o644)?;
         }
-        write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)
+        write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)?;
+        stage.keep_together()
     }
 
     fn diff_path(&self, id: &LayerId) -> PathBuf {
