@@ -11,9 +11,13 @@ use std::sync::{Mutex, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, flock, memfd_create};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, Stat, flock, memfd_create};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
+};
 
 use super::NAME;
 use crate::drivers::home::detach;
@@ -75,14 +79,57 @@ pub(super) fn answers(target: &Path) -> bool {
     rustix::fs::statfs(target).is_ok()
 }
 
-/// Waits, after an unmount, until no process serves this mount point any more, whoever started it.
+/// Waits, after an unmount, until no process serves this mount point any more, whoever started it. One that does not end though nobody
+/// has the mount any more is killed: all it was given is written then.
 pub(super) fn await_end(target: &Path) {
+    if !ends(target) {
+        kill_useless(target);
+        ends(target);
+    }
+}
+
+fn ends(target: &Path) -> bool {
     let until = Instant::now() + PATIENCE;
     let mut pause = Duration::from_micros(100);
-    while !(unlocked(target) && reaped(target)) && Instant::now() < until {
+    while !(unlocked(target) && reaped(target)) {
+        if Instant::now() >= until {
+            return false;
+        }
         sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));
     }
+    true
+}
+
+/// Kills the processes that hold this mount point locked and have no mount to serve any more.
+fn kill_useless(target: &Path) {
+    let Ok(point) = rustix::fs::stat(target) else {
+        return;
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|p| Pid::from_raw(p.file_name().to_str()?.parse().ok()?));
+    for pid in pids {
+        // By the descriptor: the number may be another's by now.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        if matches!(is_useless(&process, &point), Ok(true)) {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+        }
+    }
+}
+
+/// Whether a process has what [`start`] gives as standard output and input: the mount point, and a connection which has ended.
+fn is_useless(process: &OwnedFd, point: &Stat) -> Result<bool, Errno> {
+    let its = |fd| pidfd_getfd(process, fd, PidfdGetfdFlags::empty());
+    let lock = rustix::fs::fstat(its(1)?)?;
+    if (lock.st_dev, lock.st_ino) != (point.st_dev, point.st_ino) {
+        return Ok(false);
+    }
+    let device = its(0)?;
+    let mut polled = [PollFd::new(&device, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::default()))?;
+    Ok(polled[0].revents().contains(PollFlags::ERR))
 }
 
 /// Reaps all children that ended, and says whether those of this mount point have.

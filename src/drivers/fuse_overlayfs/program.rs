@@ -11,12 +11,15 @@ use super::NAME;
 use super::process::{answers, await_end, serve};
 use crate::archive::Form;
 use crate::drivers::home::{Home, detach};
-use crate::drivers::overlayfs::{Behaviour, MERGED, Mounter, OverlayMount, lay_out};
+use crate::drivers::overlayfs::{Behaviour, MERGED, Mounter, OverlayMount, lay_out, or_aside};
 use crate::graphdriver::{Capability, Error, FsMagic, Result, get_fs_magic};
 use crate::sys;
 
 /// moby's limit of lower directories. The program has none of its own, but opens every one of them.
 const MAX_LOWERS: usize = 128;
+
+/// Bytes; more than the program needs for what it makes at its start.
+const ROOM: usize = 64 << 10;
 
 /// The version of the program on the `PATH`, as it tells it.
 ///
@@ -49,31 +52,39 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Mounts an overlay of two lower directories in the home and works in it.
+    /// Mounts an overlay of two lower directories in the home, or [aside](or_aside), and works in it.
     ///
     /// # Errors
     /// One of the not-supported errors, with the reason.
     pub fn probe(home: &Home) -> Result<Self> {
-        let mut program = Self {
+        let program = Self {
             backing: get_fs_magic(home.path())?,
             behaviour: Behaviour::default(),
         };
-        let stage = home.stage()?;
-        let at = stage.path();
-        let outcome = program.try_out(&at);
-        let left = program.unmount(&at.join(MERGED));
-        drop(stage);
-        program.behaviour = outcome?;
-        left.map(|()| program)
+        let trial = |at: &Path| {
+            let outcome = program.try_out(at);
+            let left = program.unmount(&at.join(MERGED));
+            outcome.and_then(|behaviour| left.map(|()| behaviour))
+        };
+        let in_home = home.stage().and_then(|stage| trial(&stage.path()));
+        let behaviour = or_aside(home, in_home, trial)?;
+        Ok(Self {
+            behaviour,
+            ..program
+        })
     }
 
     fn try_out(&self, at: &Path) -> Result<Behaviour> {
         lay_out(at).map_err(|e| Error::io("set up a trial overlay in", at, e))?;
         self.mount_trial(at)?;
-        let mut behaviour = Behaviour::of(at).map_err(|e| {
-            let backing = self.backing;
-            let (at, why) = (at.display(), "mounts but does not work");
-            Error::IncompatibleFs(format!("{NAME} on {at} ({backing}) {why}: {e}"))
+        let mut behaviour = Behaviour::of(at).map_err(|e| match Errno::from_io_error(&e) {
+            // A full disk says nothing about what the program can do.
+            Some(Errno::NOSPC | Errno::DQUOT) => Error::io("work in a trial overlay in", at, e),
+            _ => {
+                let backing = self.backing;
+                let (at, why) = (at.display(), "mounts but does not work");
+                Error::IncompatibleFs(format!("{NAME} on {at} ({backing}) {why}: {e}"))
+            }
         })?;
         // While it is mounted the program knows which names were links; on the disk they part.
         let merged = at.join(MERGED);
@@ -93,7 +104,13 @@ impl Program {
             options: &[],
             label: "",
         });
-        mounted.map_err(|e| self.refused(e))
+        // The program tells its errors in words; whether there is room is asked again.
+        mounted.map_err(|e| match std::fs::write(at.join("room"), [1; ROOM]) {
+            Err(full) if full.kind() == io::ErrorKind::StorageFull => {
+                Error::io("mount a trial overlay in", at, full)
+            }
+            _ => self.refused(e),
+        })
     }
 
     fn refused(&self, e: Error) -> Error {

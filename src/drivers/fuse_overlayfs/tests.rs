@@ -98,6 +98,17 @@ fn a_layer_whose_process_was_killed_can_be_removed() {
 }
 
 #[test]
+fn a_process_that_does_not_end_is_killed() {
+    let Some((lab, driver)) = lab() else { return };
+    let home = home(&lab);
+    driver.get("top", "").unwrap();
+    let pid = nix::unistd::Pid::from_raw(serving(&home)[0]);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    driver.put("top").unwrap();
+    assert_eq!((serving(&home), zombies()), (Vec::new(), 0));
+}
+
+#[test]
 fn another_driver_ends_what_one_before_it_left_mounted() {
     let Some((lab, driver)) = lab() else { return };
     let home = home(&lab);

@@ -10,4 +10,4 @@ pub(super) use layers::{COMMITTED, MERGED, Mounts, View, freeze, thaw};
 pub(super) use mount::MAX_LOWERS;
 pub(super) use mount::OverlayMount;
 pub(super) use mounter::Mounter;
-pub(super) use probe::{Behaviour, Support, lay_out};
+pub(super) use probe::{Behaviour, Support, lay_out, or_aside};

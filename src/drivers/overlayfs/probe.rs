@@ -33,23 +33,15 @@ pub(in crate::drivers) struct Support {
 }
 
 impl Support {
-    /// Mounts an overlay of two lower directories in the home and works in it. A home that has been used and has no room for that,
-    /// or is on a disk that has become read-only, is spared: a tmpfs shows what is needed of the kernel. Whoever wants to make room by
-    /// removing layers needs a driver.
+    /// Mounts an overlay of two lower directories in the home, or [aside](or_aside), and works in it.
     ///
     /// # Errors
     /// One of the not-supported errors, with the reason.
     pub fn probe(home: &Home) -> Result<Self> {
-        match Self::probe_in(home) {
-            Err(e)
-                if (e.is_no_room() || e.errno() == Some(Errno::ROFS))
-                    && !home.layers(|_| false)?.is_empty() =>
-            {
-                // The first failure is the one to tell.
-                Self::probe_aside(home).map_err(|_| e)
-            }
-            probed => probed,
-        }
+        let backing = get_fs_magic(home.path())?;
+        or_aside(home, Self::probe_in(home), |at| {
+            Probe::new(home.path(), at, backing).run()
+        })
     }
 
     fn probe_in(home: &Home) -> Result<Self> {
@@ -62,32 +54,52 @@ impl Support {
         outcome.and_then(|support| left.map(|()| support))
     }
 
-    /// The same on a tmpfs over the home, in a mount namespace that ends with it.
-    fn probe_aside(home: &Home) -> Result<Self> {
-        let backing = get_fs_magic(home.path())?;
-        let path = home.path();
-        let at = path.join("trial");
-        let failed = |e: io::Error| Error::io("mount a tmpfs for a trial over", path, e);
-        let aside = || {
-            sys::ns::enter_private_mount_ns()
-                .and_then(|()| {
-                    let none = MountFlags::empty();
-                    sys::mount::mount(Path::new("trial"), path, "tmpfs", none, b"")
-                })
-                .and_then(|()| fs::create_dir(&at))
-                .map_err(failed)?;
-            Probe::new(path, &at, backing).run()
-        };
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().spawn_scoped(scope, aside);
-            let joined = thread.map_err(failed)?.join();
-            joined.unwrap_or_else(|_| Err(failed(io::Error::other("the thread panicked"))))
-        })
-    }
-
     fn attribute(&self, name: &str) -> String {
         attribute(self.user_xattr, name)
     }
+}
+
+/// What a trial in the home found, or the same trial on a tmpfs over the home, in a mount namespace that ends with it. A home that has
+/// been used and has no room for a trial, or is on a disk that has become read-only, is spared: a tmpfs shows what is needed of the
+/// kernel. Whoever wants to make room by removing layers needs a driver.
+///
+/// # Errors
+/// The first failure.
+pub(in crate::drivers) fn or_aside<T: Send>(
+    home: &Home,
+    found: Result<T>,
+    trial: impl Fn(&Path) -> Result<T> + Sync,
+) -> Result<T> {
+    match found {
+        Err(e)
+            if (e.is_no_room() || e.errno() == Some(Errno::ROFS))
+                && !home.layers(|_| false)?.is_empty() =>
+        {
+            aside(home, trial).map_err(|_| e)
+        }
+        found => found,
+    }
+}
+
+fn aside<T: Send>(home: &Home, trial: impl Fn(&Path) -> Result<T> + Sync) -> Result<T> {
+    let path = home.path();
+    let at = path.join("trial");
+    let failed = |e: io::Error| Error::io("mount a tmpfs for a trial over", path, e);
+    let work = || {
+        sys::ns::enter_private_mount_ns()
+            .and_then(|()| {
+                let none = MountFlags::empty();
+                sys::mount::mount(Path::new("trial"), path, "tmpfs", none, b"")
+            })
+            .and_then(|()| fs::create_dir(&at))
+            .map_err(failed)?;
+        trial(&at)
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work);
+        let joined = thread.map_err(failed)?.join();
+        joined.unwrap_or_else(|_| Err(failed(io::Error::other("the thread panicked"))))
+    })
 }
 
 struct Probe<'a> {
