@@ -504,6 +504,7 @@ fn btrfs_changes(name: &str, at: &Path) -> Line {
         write();
     });
     Line {
+        end: Box::new(|| {}),
         name: name.into(),
         ours: native,
         theirs: walk,
