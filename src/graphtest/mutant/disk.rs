@@ -38,10 +38,10 @@ stateless! {
     RecordsNotSynced;
 }
 
-/// Whether the home has no room for a small file.
+/// Whether the home has no room for a small file, one of 128 KiB.
 fn has_no_room(home: &Path) -> bool {
     let probe = home.join(".room");
-    let written = File::create(&probe).and_then(|mut f| f.write_all(&[1; 1 << 16]));
+    let written = File::create(&probe).and_then(|mut f| f.write_all(&[1; 1 << 17]));
     // It may not even have been made.
     let _ = fs::remove_file(&probe);
     written.is_err_and(|e| e.kind() == io::ErrorKind::StorageFull)
