@@ -16,6 +16,9 @@ pub(super) const WORTH: u64 = 10_000;
 /// than `worth` files were ever in the tree, and for layers with subvolumes or mounts inside, of which the records of the layer's own
 /// subvolume know nothing.
 ///
+/// A time of access that was set is a change like any other, so a tree that was read whole on a filesystem without `noatime` gains
+/// nothing.
+///
 /// # Errors
 /// No CAP_SYS_ADMIN, a kernel before 4.18, a failed sync.
 pub(super) fn since_snapshot(
