@@ -375,10 +375,12 @@ mod tests {
     fn a_program_that_the_child_started_lives_on() {
         let tmp = tempfile::tempdir().expect("a directory");
         let (told, made) = (tmp.path().join("told"), tmp.path().join("made"));
-        // The program waits for a directory that is made only after the child is dead.
+        // The program waits for a directory that is made only after the child is dead. Those of the children before end with the
+        // test's directory.
         let script = format!(
-            "until [ -d '{}' ]; do sleep 0.01; done; : > '{}'",
+            "until [ -d '{}' ]; do [ -d '{}' ] || exit; sleep 0.01; done; : > '{}'",
             told.display(),
+            tmp.path().display(),
             made.display()
         );
         let work = || {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use cell::{Cannot, Cell, Named, Started, prepare, suited};
+#[cfg(feature = "cli")]
 pub(crate) use judge::shell_words;
 pub use judge::{Required, Rules};
 pub use status::Status;
