@@ -16,7 +16,7 @@ use graphtest::archive::{self, ApplyOptions, Form};
 use graphtest::drivers::registry;
 use graphtest::graphdriver::{CreateOpts, Driver, InitOptions};
 use graphtest::harness::Homes;
-use graphtest::sys::mount::{MountFlags, escape_overlay_path, mount, umount};
+use graphtest::sys::mount::{MountFlags, escape_overlay_path, mount, umount_detach};
 use graphtest::sys::ns::enter_private_mount_ns;
 use graphtest::tree::{Compare, Content, Kind, ScanOptions, Tree, compare, scan_path};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -66,10 +66,19 @@ fn main() {
         let drivers = registry().names().map(|d| (d, Place::Driver(d.into())));
         for (form, place) in forms.into_iter().chain(drivers) {
             let (fixture, dir) = (fixture.clone(), dir.clone());
-            trials.push(Trial::ignorable_test(format!("{form}/{id}"), move || {
+            let name = format!("{form}/{id}");
+            let defect = DEFECTS.iter().find(|(of, _)| *of == name);
+            trials.push(Trial::ignorable_test(name, move || {
                 // A thread of its own for its mount namespace, which it does not share.
                 let run = thread::spawn(move || run(&fixture, &place, &dir));
-                run.join().map_err(|_| Failed::from("panicked"))?
+                let ended = run.join().map_err(|_| Failed::from("panicked"))?;
+                match (ended, defect) {
+                    (Err(_), Some((_, why))) => Ok(Completion::ignored_with(*why)),
+                    (Ok(Completion::Completed), Some((_, why))) => {
+                        Err(format!("holds, and is listed as a defect: {why}").into())
+                    }
+                    (ended, _) => ended,
+                }
             }));
         }
     }
@@ -80,6 +89,22 @@ fn main() {
     }
     conclusion.exit();
 }
+
+/// What the program fuse-overlayfs cannot do, as suites/known has it for the scenarios.
+const DEFECTS: &[(&str, &str)] = &[
+    (
+        "fuse-overlayfs/hostile/names/255-bytes",
+        "the program makes no names longer than 251 bytes",
+    ),
+    (
+        "fuse-overlayfs/hostile/names/long-path",
+        "the program does not reach what lies deeper than 4096 bytes of path",
+    ),
+    (
+        "fuse-overlayfs/hostile/xattrs/acl",
+        "the program makes no pipe in a directory with a default access list: ENOENT",
+    ),
+];
 
 fn run(fixture: &Fixture, place: &Place, dir: &Path) -> Result<Completion, Failed> {
     enter_private_mount_ns()?;
@@ -211,7 +236,8 @@ fn over_lower(dir: &Path, base: &[u8], archive: &[u8]) -> Result<Outcome, Failed
         &data,
     )?;
     let tree = scan(&merged);
-    umount(&merged)?;
+    // A process that another thread starts may hold it for a moment.
+    umount_detach(&merged)?;
     Ok((applied.map_err(Failed::from), Some(tree?)))
 }
 
