@@ -24,7 +24,7 @@ for tool in cargo cargo-fmt cargo-clippy; do
     command -v "$tool" >/dev/null || { echo "gate: $tool is missing; install Rust with rustfmt and clippy"; exit 1; }
 done
 
-# What makes and checks the backings of ci/host.yaml, and the Debian package of each.
+# What makes and checks the backings of ci/gate.yaml, and the Debian package of each.
 missing=()
 while read -r tool package; do
     PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || missing+=("$package")
@@ -39,7 +39,7 @@ if [ "${#missing[@]}" -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}" || exit 1
     else
-        echo "gate: missing: ${missing[*]} (packages of Debian, installed by the gate as root); cells of ci/host.yaml cannot be had without"
+        echo "gate: missing: ${missing[*]} (packages of Debian, installed by the gate as root); cells of ci/gate.yaml cannot be had without"
     fi
 fi
 
@@ -50,7 +50,7 @@ step library cargo clippy --locked --no-default-features -- -D warnings
 step docs env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 step test cargo test --locked
 # Every built-in driver on every backing that a stock kernel can make; what must not be skipped stands in the file.
-step run cargo run --release --locked -- run --quiet --matrix ci/host.yaml \
+step run cargo run --release --locked -- run --quiet --matrix ci/gate.yaml \
     --report json="$logs/report.json" --report junit="$logs/report.xml"
 
 printf '\n== the gate\n'
