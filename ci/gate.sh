@@ -48,7 +48,7 @@ step format cargo fmt --check
 step clippy cargo clippy --all-targets --locked -- -D warnings
 step library cargo clippy --locked --no-default-features -- -D warnings
 step docs env RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
-step test cargo test --locked
+step test cargo test --locked --no-fail-fast
 # Every built-in driver on every backing that a stock kernel can make; what must not be skipped stands in the file.
 step run cargo run --release --locked -- run --quiet --matrix ci/gate.yaml \
     --report json="$logs/report.json" --report junit="$logs/report.xml"
