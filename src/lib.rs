@@ -21,6 +21,7 @@ pub mod graphdriver;
 pub mod graphtest;
 pub mod lab;
 mod named;
+mod sync;
 pub mod sys;
 pub mod tree;
 

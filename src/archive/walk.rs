@@ -1,9 +1,10 @@
 //! Walking directory trees by descriptor: no path is ever resolved outside its root, and no mount below it is entered.
 
+use crate::sync::lock;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -297,8 +298,4 @@ pub(super) fn in_parallel<T: Send, R: Default + Send>(
         Some(error) => Err(error),
         None => Ok(results),
     }
-}
-
-fn lock<T>(queue: &Mutex<Queue<T>>) -> MutexGuard<'_, Queue<T>> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,6 +3,7 @@
 //! Directories are worked off by a few threads. Nothing is reached by a path that leads through a symbolic link, and what is mounted
 //! in the source is not entered.
 
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::io;
@@ -118,7 +119,7 @@ impl TreeCopy<'_> {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.work)
     }
 
     fn work_off(&self) {
@@ -246,7 +247,7 @@ impl TreeCopy<'_> {
 
     /// An inode with several names: made once, then linked.
     fn linked(&self, e: &Entry<'_>, st: &Stat, kind: FileType) -> Result<FileType, Failed> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = lock(&self.links);
         let first = links
             .entry((st.st_dev, st.st_ino))
             .or_insert_with(|| e.path.clone())

@@ -4,6 +4,7 @@
 //! process that is killed in between leaves a temporary directory, which the next start on the home deletes. While its maker
 //! lives, a temporary directory is locked with flock(2), so that a second driver on the same home leaves it alone.
 
+use crate::sync::lock;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
@@ -370,10 +371,9 @@ impl IdLocks {
         let ids: HashSet<&str> = ids.iter().map(|id| id.as_str()).collect();
         let mut held = self
             .freed
-            .wait_while(
-                self.held.lock().unwrap_or_else(PoisonError::into_inner),
-                |held| ids.iter().any(|id| held.contains(*id)),
-            )
+            .wait_while(lock(&self.held), |held| {
+                ids.iter().any(|id| held.contains(*id))
+            })
             .unwrap_or_else(PoisonError::into_inner);
         let ids: Vec<String> = ids.into_iter().map(str::to_owned).collect();
         held.extend(ids.iter().cloned());
@@ -390,11 +390,7 @@ pub(super) struct IdGuard<'l> {
 
 impl Drop for IdGuard<'_> {
     fn drop(&mut self) {
-        let mut held = self
-            .locks
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.locks.held);
         for id in &self.ids {
             held.remove(id);
         }

@@ -3,10 +3,11 @@
 //! Layout, as moby's: `<home>/dir/<id>/` is the layer. Where the home has project quotas, the size of a layer can be limited. moby's own leaves an empty layer behind when the parent is missing, loses all
 //! attributes but capabilities, and turns sockets into FIFOs; here a layer appears whole or not at all and keeps everything.
 
+use crate::sync::lock;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{Mode, fchmod, fstat, fstatfs};
 
@@ -122,7 +123,7 @@ impl Vfs {
     }
 
     fn copied(&self) -> MutexGuard<'_, HashMap<String, (String, Timestamp)>> {
-        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.copied)
     }
 }
 

@@ -1,10 +1,11 @@
 //! Whether a path is mounted, and how often it is in use.
 
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::{FsMagic, get_fs_magic};
 use crate::sys::mount;
@@ -105,7 +106,7 @@ impl<C: Checker> RefCounter<C> {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, i64>> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 }
 

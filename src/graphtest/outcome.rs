@@ -1,5 +1,6 @@
 //! What came of a case.
 
+use crate::sync::lock;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -63,18 +64,12 @@ pub struct Progress(Mutex<Option<(Location, String)>>);
 impl Progress {
     /// The step being carried out.
     pub fn now(&self) -> Option<(Location, String)> {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        lock(&self.0).clone()
     }
 
     /// Notes the step being carried out.
     pub fn set(&self, at: &Location, step: &str) {
-        let mut now = self
-            .0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut now = lock(&self.0);
         *now = Some((at.clone(), step.to_string()));
     }
 }

@@ -4,6 +4,7 @@
 //! Each run has one file in the state directory and holds a lock on it for as long as it lives. Each directory it makes has
 //! the run's id in its name and a marker file inside; nothing without both is ever touched.
 
+use crate::sync::lock;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -171,8 +172,4 @@ fn random_id() -> io::Result<String> {
     let mut bytes = [0; 4];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(format!("{:08x}", u32::from_ne_bytes(bytes)))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }

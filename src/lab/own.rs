@@ -1,9 +1,10 @@
 //! Filesystems for one scenario: of the same kind as the place's own, of a size of one's choice, so that filling one disturbs nobody.
 
+use crate::sync::lock;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::kinds::Kind;
 use super::stack::Stack;
@@ -104,7 +105,7 @@ impl OwnBacking {
     }
 
     fn stack(&self) -> MutexGuard<'_, Stack> {
-        self.stack.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.stack)
     }
 
     /// Leaves it in place until the place it was made at is given back.

@@ -4,13 +4,14 @@
 //! somebody else may rely on them. The kernel keeps a limit with the subvolume; `quotas/<id>` in the home keeps it as moby does, for the
 //! case that quotas are switched off and on again. The limit is on what the layer refers to, its parent's data included.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 
@@ -225,8 +226,4 @@ impl Limits {
         stale.retain(|group| btrfs::remove_qgroup(on, *group) == Err(Errno::BUSY));
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! Who holds a layer, and under which view.
 
+use crate::sync::lock;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, Mode, statat, unlinkat};
 use rustix::io::Errno;
@@ -201,7 +202,7 @@ impl Mounts {
     }
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
-        self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.plain)
     }
 }
 

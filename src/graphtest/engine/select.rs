@@ -1,5 +1,6 @@
 //! The step `select`: which driver is chosen over a made-up registry.
 
+use crate::sync::lock;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -34,10 +35,7 @@ impl World<'_> {
         );
         let init = InitOptions::default();
         let result = self.target.select(&registry, names, &root, &init);
-        let started = started
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone();
+        let started = lock(&started).clone();
         let what = format!("select {:?}", s.name);
         if expect.judge(&what, result.map(drop))?.is_none() {
             return Ok(());
@@ -72,9 +70,7 @@ impl World<'_> {
             let start = move |_: &Path, _: &InitOptions| match fault {
                 Some(spec) => Err(fault_of(spec, &own, &home)),
                 None => {
-                    let mut list = started
-                        .lock()
-                        .unwrap_or_else(|poisoned| poisoned.into_inner());
+                    let mut list = lock(&started);
                     list.push(own.clone());
                     Ok(good.clone())
                 }

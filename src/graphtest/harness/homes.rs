@@ -1,8 +1,9 @@
 //! Where the homes of trials are made: a first place for nearly all, and others for what it does not have.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use crate::graphdriver::Capabilities;
 use crate::graphtest::condition::Ground;
@@ -136,7 +137,7 @@ impl Homes {
         if let Some(why) = needs.iter().find_map(|n| n.unmet_by_place(&place.facts)) {
             return Some(why);
         }
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = lock(&self.claims);
         let key = (target.name().to_string(), index);
         let claims = claims
             .entry(key)
@@ -161,7 +162,7 @@ impl Homes {
         if !known.concern(target.name()) {
             return None;
         }
-        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = lock(&self.claims);
         let mut places = (0..=self.more.len()).filter_map(|i| Some((i, self.at(i).ok()?)));
         let (index, _) = places.find(|(_, p)| p.dir == place.dir)?;
         let key = (target.name().to_string(), index);

@@ -1,10 +1,11 @@
 //! What all mutants share: the good driver below, what is known of its layers, and the face towards the suite.
 
+use crate::sync::lock;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::graphdriver::{
     Capabilities, Change, CreateOpts, DiffGetter, DiffStream, Driver, Error, ProtoDriver, Result,
@@ -13,11 +14,6 @@ use crate::graphdriver::{
 /// Turns any error into a driver's.
 pub(super) fn other(e: impl Display) -> Error {
     Error::Other(e.to_string())
-}
-
-/// Locks, and goes on with the value of a thread that panicked: a mutant has nothing to protect.
-pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The good driver below a mutant.

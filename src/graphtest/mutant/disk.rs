@@ -12,10 +12,11 @@ use rustix::io::Errno;
 use crate::archive;
 use crate::graphdriver::{CreateOpts, DiffStream, Error, Result};
 
-use super::base::{Base, Bug, Create, lock, other};
+use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
 use super::files::{lstat, walk};
 use super::recipe::Layer;
+use crate::sync::lock;
 
 stateless! {
     /// A create that fails leaves a directory of another name.

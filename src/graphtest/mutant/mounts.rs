@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use crate::graphdriver::{CreateOpts, DiffStream, Error, Result};
 
-use super::base::{Base, Bug, Create, lock, other};
+use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
 use super::files::{copy, lstat, remove_any, walk};
+use crate::sync::lock;
 
 stateless! {
     /// No mount is ever taken away.

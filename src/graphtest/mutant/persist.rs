@@ -7,9 +7,10 @@ use std::sync::Mutex;
 
 use crate::graphdriver::{Change, CreateOpts, DiffStream, Error, Result};
 
-use super::base::{Base, Bug, Create, lock, other};
+use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
 use super::files::{remove_any, walk};
+use crate::sync::lock;
 
 stateless! {
     /// A new layer is there before it shows its parent.

@@ -9,9 +9,10 @@ use std::sync::Mutex;
 use crate::graphdriver::{CreateOpts, Result, parse_size};
 use crate::graphtest::limits::Limits;
 
-use super::base::{Base, Bug, Create, lock, other};
+use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
 use super::files::walk;
+use crate::sync::lock;
 
 const SIZE: &str = "size";
 

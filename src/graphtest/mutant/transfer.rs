@@ -12,10 +12,11 @@ use tar::{EntryType, Header};
 
 use crate::graphdriver::{Change, DiffStream, Error, Result};
 
-use super::base::{Base, Bug, lock, other};
+use super::base::{Base, Bug, other};
 use super::calls::{stateful, stateless};
 use super::files::{keeping_dir_time, walk};
 use super::tarball::{TarEntry, XATTR, decode, decode_bytes, encode, is_header};
+use crate::sync::lock;
 
 stateless! {
     /// The diff against any layer is the one against the direct parent.

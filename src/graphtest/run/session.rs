@@ -4,8 +4,9 @@
 //! all of a cell's cases have begun, the next one is made ready, so that nothing waits for the last and longest; when they have ended, it is
 //! given back. Making ready and giving back are jobs as cases are.
 
+use crate::sync::lock;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::schedule::{Feed, Turn};
@@ -50,7 +51,7 @@ pub(super) enum Done {
 
 /// Takes out what is to be given back.
 pub(super) fn take(made: &Mutex<Option<Provisioned>>) -> Option<Provisioned> {
-    made.lock().unwrap_or_else(PoisonError::into_inner).take()
+    lock(made).take()
 }
 
 /// A cell that was made ready.

@@ -1,6 +1,7 @@
 //! The first process of a guest: it mounts what every program expects, does the job, tells the host all of it, and turns the
 //! machine off.
 
+use crate::sync::lock;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -31,7 +32,7 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 type Line = Arc<Mutex<File>>;
 
 fn say(line: &Line, message: &Message) -> io::Result<()> {
-    message.write(&mut *line.lock().unwrap_or_else(|e| e.into_inner()))
+    message.write(&mut *lock(line))
 }
 
 /// Does everything; to be called in the first process of a guest and nowhere else.
@@ -73,7 +74,7 @@ fn carry_out() -> io::Result<()> {
         Err(e) => Message::Failed(e.to_string()),
     };
     say(&line, &last)?;
-    let line = line.lock().unwrap_or_else(|e| e.into_inner());
+    let line = lock(&line);
     Ok(tcdrain(&*line)?)
 }
 
