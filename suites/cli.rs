@@ -7,8 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rstest::rstest;
 use serde_json::Value;
 
@@ -16,6 +14,10 @@ use serde_json::Value;
 mod backings;
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/leaving.rs"]
+mod leaving;
+#[path = "cli/matrix.rs"]
+mod matrix;
 
 use bench::{BAD, Bench, ENDLESS, GOOD, Run, SKIPPED, outcomes, report, root};
 
@@ -401,108 +403,6 @@ fn a_scenario_past_its_time_fails_where_it_is() {
 }
 
 #[test]
-fn an_interrupt_gives_everything_back() {
-    root();
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let bench = Bench::new();
-        let mut child = bench.endless("vfs");
-        assert_eq!(bench.registered(), 1);
-        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-        // The scenario never ends; it is given up after a few seconds.
-        assert_eq!(child.wait().unwrap().code(), Some(130));
-        bench.graphtest(&["clean"]).must(0);
-        assert_eq!((bench.left(), bench.registered()), (Vec::new(), 0));
-    }
-}
-
-#[rstest]
-#[case("vfs")]
-#[case("overlay2")]
-fn what_a_killed_run_leaves_is_cleaned_and_nothing_else(#[case] target: &str) {
-    root();
-    let bench = Bench::new();
-    // Names like those of a run, and a mount, that are not a run's.
-    let foreign = bench.path("work/.graphtest-deadbeef-1");
-    fs::create_dir(&foreign).unwrap();
-    fs::write(foreign.join("precious"), "x").unwrap();
-    let mounted = bench.path("mounted");
-    fs::create_dir(&mounted).unwrap();
-    rustix::mount::mount(
-        "precious",
-        &mounted,
-        "tmpfs",
-        rustix::mount::MountFlags::empty(),
-        None,
-    )
-    .unwrap();
-    fs::write(mounted.join("precious"), "x").unwrap();
-
-    let mut child = bench.endless(target);
-    let running = bench.graphtest(&["clean"]).must(0);
-    assert!(running.out.contains("1 still running"), "{}", running.out);
-    assert!(
-        bench.left().len() > 1,
-        "the run that goes on is not touched"
-    );
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(bench.left().len() > 1 && bench.registered() == 1);
-
-    // The next run is not disturbed, and says that there is something to clean.
-    let suite = bench.suite(&[("good", "must", GOOD)]);
-    let next = bench
-        .graphtest(&["run", "--suite", &suite, "--target", target, "--on", "dir"])
-        .must(0);
-    assert!(next.err.contains("graphtest clean"), "{}", next.err);
-    let cleaned = bench.graphtest(&["clean"]).must(0);
-    let precious = fs::read(mounted.join("precious")).unwrap();
-    rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH).unwrap();
-    assert!(cleaned.out.contains("given back: "), "{}", cleaned.out);
-    assert_eq!(
-        (bench.left(), bench.registered()),
-        (vec![".graphtest-deadbeef-1".to_string()], 0)
-    );
-    assert_eq!(
-        (fs::read(foreign.join("precious")).unwrap(), precious),
-        (b"x".to_vec(), b"x".to_vec())
-    );
-    assert_eq!(
-        bench.graphtest(&["clean"]).must(0).out,
-        "nothing to give back\n"
-    );
-}
-
-#[test]
-fn what_is_kept_can_be_looked_at_and_cleaned() {
-    root();
-    let bench = Bench::new();
-    let steps = "steps:\n      - create: a\n      - create: b\n        parent: a\n      - get: b\n      - exists: b\n        is: false";
-    let suite = bench.suite(&[("bad", "must", steps)]);
-    let json = bench.path("r.json");
-    let wanted = format!("json={}", json.display());
-    let args = [
-        "run", "--suite", &suite, "--target", "overlay2", "--on", "dir", "--keep", "--report",
-        &wanted,
-    ];
-    let run = bench.graphtest(&args).must(1);
-    assert!(run.out.contains("kept: "), "{}", run.out);
-    let kept = report(&json)["cells"][0]["results"][0]["kept"]
-        .as_str()
-        .unwrap()
-        .to_string();
-    assert!(Path::new(&kept).is_dir());
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(mounts.contains(&kept), "the layer is still mounted");
-    bench.graphtest(&["clean"]).must(0);
-    assert!(
-        !fs::read_to_string("/proc/self/mountinfo")
-            .unwrap()
-            .contains(&kept)
-    );
-    assert_eq!((bench.left(), bench.registered()), (Vec::new(), 0));
-}
-
-#[test]
 fn an_ordinary_user_runs_what_can_be_run() {
     root();
     let bench = Bench::new();
@@ -622,130 +522,4 @@ fn what_there_is_can_be_asked_for() {
         "{doctor}"
     );
     assert_eq!((bench.left(), bench.registered()), (Vec::new(), 0));
-}
-
-/// A matrix file with these cells; returns its path.
-fn matrix(bench: &Bench, cells: &str) -> String {
-    let path = bench.path("matrix.yaml");
-    fs::write(&path, format!("matrix: m\nabout: x\ncells:\n{cells}\n")).unwrap();
-    path.display().to_string()
-}
-
-#[test]
-fn a_matrix_names_its_cells_and_what_they_must_not_skip() {
-    root();
-    let bench = Bench::new();
-    let suite = bench.suite(&[("good", "must", GOOD), ("none", "must", SKIPPED)]);
-    let run = |cells: &str| {
-        let file = matrix(&bench, cells);
-        bench.graphtest(&["run", "--suite", &suite, "--matrix", &file])
-    };
-    let good = run("- {targets: [vfs, overlay2], on: [tmpfs]}").must(0);
-    assert!(good.out.contains("Summary: 2 pass"), "{}", good.out);
-    // An optional cell that cannot be had is skipped, any other is an error that says which and why.
-    let no = "dir:/proc";
-    let skipped = run(&format!(
-        "- {{targets: vfs, on: tmpfs}}\n- {{targets: vfs, on: '{no}', optional: true}}"
-    ));
-    let skipped = skipped.must(0);
-    let why = "make a directory in /proc";
-    assert!(
-        skipped
-            .out
-            .contains(&format!("vfs on {no}: skipped: {why}")),
-        "{}",
-        skipped.out
-    );
-    let missing = run(&format!("- {{targets: vfs, on: [tmpfs, '{no}']}}")).must(3);
-    assert!(
-        missing
-            .out
-            .contains(&format!("vfs on {no}: could not be judged: {why}")),
-        "{}",
-        missing.out
-    );
-    let required = run("- {targets: vfs, on: tmpfs, require: [probe/none]}").must(1);
-    assert!(
-        required.out.contains("required here, but skipped"),
-        "{}",
-        required.out
-    );
-    let wrong = run("- {targets: vfs, on: tmpfs, jobs: 3}").must(2);
-    assert!(wrong.err.contains("matrix.yaml:4: "), "{}", wrong.err);
-    assert_eq!((bench.left(), bench.registered()), (Vec::new(), 0));
-}
-
-#[test]
-fn the_jobs_of_a_matrix_are_its_cells_once_each() {
-    root();
-    let bench = Bench::new();
-    let suite = bench.suite(&[("good", "must", GOOD)]);
-    let file = matrix(
-        &bench,
-        "- {targets: [vfs, overlay, overlay2], on: [tmpfs, dir]}",
-    );
-    let jobs = bench
-        .graphtest(&["matrix", &file, "--format", "github", "--shards", "4"])
-        .must(0);
-    assert_eq!(jobs.out.lines().count(), 1);
-    let jobs: Value = serde_json::from_str(&jobs.out).unwrap();
-    let mut parts = Vec::new();
-    for (i, job) in jobs["include"].as_array().unwrap().iter().enumerate() {
-        let report = bench.path(&format!("{i}.json")).display().to_string();
-        let wanted = format!("json={report}");
-        let words = job["args"].as_str().unwrap().split(' ');
-        let mut args = vec!["run", "--suite", &suite, "--report", &wanted];
-        args.extend(words);
-        bench.graphtest(&args).must(0);
-        parts.push(report);
-    }
-    assert_eq!(parts.len(), 4);
-    let merge = |parts: &[String]| {
-        let words = parts.iter().map(String::as_str);
-        let args: Vec<&str> = ["report", "merge"].into_iter().chain(words).collect();
-        bench.graphtest(&args)
-    };
-    let merged: Value = serde_json::from_str(&merge(&parts).must(0).out).unwrap();
-    assert_eq!(merged["totals"]["pass"], 6);
-    assert!(merge(&parts[1..]).must(2).err.contains("a hole: part "));
-    let twice = [&parts[..], &parts[..1]].concat();
-    assert!(merge(&twice).must(2).err.contains("an overlap: "));
-    let each = bench.graphtest(&["matrix", &file]).must(0);
-    let each: Value = serde_json::from_str(&each.out).unwrap();
-    assert_eq!(each.as_array().unwrap().len(), 6);
-    let many = ["matrix", &file, "--shards", "7"];
-    assert!(bench.graphtest(&many).must(2).err.contains("only 6 cells"));
-}
-
-#[test]
-fn known_results_that_do_nothing_fail_the_run() {
-    let bench = Bench::new();
-    let suite = bench.suite(&[("bad", "must", BAD)]);
-    let known = bench.path("known.yaml").display().to_string();
-    let line = |scenario: &str, more: &str| {
-        format!("- {{scenario: {scenario}, reason: x, link: L{more}}}\n")
-    };
-    let run = |text: String| {
-        fs::write(&known, text).unwrap();
-        bench.graphtest(&[
-            "run", "--suite", &suite, "--target", "vfs", "--on", "dir", "--known", &known,
-        ])
-    };
-    let fixed = run(line("probe/bad", ", fixed: Linux 9")).must(0);
-    assert!(
-        fixed.out.contains("known: x (L; mended by Linux 9)"),
-        "{}",
-        fixed.out
-    );
-    run(line("probe/bad", ", kernels: '<2'")).must(1);
-    run(line("probe/bad", ", status: {Backing Filesystem: '=none'}")).must(1);
-    let stale = run(line("probe/bad", "") + &line("probe/gone", "")).must(1);
-    assert!(
-        stale.out.contains("Stale known results:")
-            && stale
-                .out
-                .contains("known.yaml:2: `probe/gone` matches no scenario"),
-        "{}",
-        stale.out
-    );
 }

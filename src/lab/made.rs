@@ -4,6 +4,7 @@
 //! Each run has one file in the state directory and holds a lock on it for as long as it lives. Each directory it makes has
 //! the run's id in its name and a marker file inside; nothing without both is ever touched.
 
+use super::user;
 use crate::sync::lock;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -37,20 +38,13 @@ pub(super) enum Record {
 /// # Errors
 /// None of these is set.
 pub fn state_dir() -> io::Result<PathBuf> {
-    let var = |name| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(dir) = var("GRAPHTEST_STATE") {
+    if let Some(dir) = user::named("GRAPHTEST_STATE") {
         return Ok(dir);
     }
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/graphtest"));
     }
-    var("XDG_STATE_HOME")
-        .or_else(|| var("HOME").map(|home| home.join(".local/state")))
-        .map(|dir| dir.join("graphtest"))
+    user::dir("XDG_STATE_HOME", ".local/state")
         .ok_or_else(|| io::Error::other("neither GRAPHTEST_STATE, XDG_STATE_HOME nor HOME is set"))
 }
 

@@ -15,6 +15,7 @@ mod provision;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod user;
 #[cfg(feature = "vm")]
 pub mod vm;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::{Result, at, cannot};
+use crate::lab::user;
 use crate::sys::remove::remove_tree;
 
 /// A directory of fetched and made things.
@@ -23,16 +24,7 @@ impl Cache {
     /// # Errors
     /// None of these is set.
     pub fn of_user() -> Result<Self> {
-        let var = |name| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        let dir = var("GRAPHTEST_CACHE").or_else(|| {
-            var("XDG_CACHE_HOME")
-                .or_else(|| var("HOME").map(|home| home.join(".cache")))
-                .map(|dir| dir.join("graphtest"))
-        });
+        let dir = user::named("GRAPHTEST_CACHE").or_else(|| user::dir("XDG_CACHE_HOME", ".cache"));
         let none = || {
             cannot("no cache directory: neither GRAPHTEST_CACHE, XDG_CACHE_HOME nor HOME is set")
         };
