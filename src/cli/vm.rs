@@ -1,7 +1,8 @@
 //! `graphtest vm`, and what `graphtest run --kernel` needs of it.
 
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args as ClapArgs, Subcommand};
@@ -11,8 +12,8 @@ use super::{print, setup, usage};
 use crate::graphtest::run::Status;
 use crate::lab::Register;
 use crate::lab::vm::{
-    Accel, Cache, Deadlines, Emulator, End, Job, Kernel, Lab, Mirrors, Said, Userland, VmError,
-    kernels,
+    Accel, Cache, Deadlines, Emulator, End, Job, Kernel, Lab, Mirrors, Program, Said, Userland,
+    VmError, kernels,
 };
 
 #[derive(Debug, ClapArgs)]
@@ -72,6 +73,9 @@ pub(super) struct HowArgs {
         env = "GRAPHTEST_ACCEL"
     )]
     accel: Accel,
+    /// Modules for the kernel that is given by its path: a directory that holds lib/modules/RELEASE, or that one itself
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
     /// A guest's memory in MiB
     #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u32).range(128..))]
     memory: u32,
@@ -123,9 +127,9 @@ fn fetch(from: &FromArgs, names: &[String]) -> anyhow::Result<Status> {
     let cache = Cache::of_user()?;
     let mirrors = Mirrors::find(from.mirror.as_deref())?;
     let mut said = Notes::default();
-    let userland = Userland::fetch(&cache, &mirrors, &program()?, &mut |t| said.once(t))?;
+    Userland::fetch(&cache, &mirrors, &Program::own()?, &mut |t| said.once(t))?;
     for name in &names {
-        let kernel = Kernel::fetch(&cache, &mirrors, &userland, name, &mut |t| said.once(t));
+        let kernel = Kernel::fetch(&cache, &mirrors, name, &mut |t| said.once(t));
         print(&format!("{name}: {}\n", kernel.map_err(told)?.release))?;
     }
     Ok(Status::Good)
@@ -144,23 +148,33 @@ impl Notes {
     }
 }
 
-/// This program, for guests.
-fn program() -> anyhow::Result<std::path::PathBuf> {
-    Ok(std::env::current_exe()?)
-}
-
 /// Everything for guests with these kernels; what the cache does not have is fetched.
 pub(super) fn prepare(how: &HowArgs, names: &[String]) -> anyhow::Result<(Lab, Vec<Kernel>)> {
     let own = |name: &String| name.contains('/');
     for name in names.iter().filter(|n| !own(n)) {
         crate::lab::vm::kernel(name).map_err(told)?;
     }
+    let of_paths = names.iter().filter(|n| own(n)).count();
+    if how.modules.is_some() && of_paths != 1 {
+        return Err(usage(format!(
+            "--modules is for one kernel that is given by its path; found {of_paths} of them"
+        )));
+    }
+    let mut own_kernels = BTreeMap::new();
+    for name in names.iter().filter(|n| own(n)) {
+        let kernel = Kernel::own(Path::new(name)).map_err(told)?;
+        let kernel = match &how.modules {
+            Some(dir) => kernel.with_modules(dir).map_err(told)?,
+            None => kernel,
+        };
+        own_kernels.insert(name, kernel);
+    }
     let (emulator, said) = Emulator::find(how.accel)?;
     if let Some(said) = said {
         note(&said);
     }
     let cache = Cache::of_user()?;
-    let program = program()?;
+    let program = Program::own()?;
     let mut notes = Notes::default();
     let mut mirrors = None;
     let mut mirrors = || match &mirrors {
@@ -178,9 +192,7 @@ pub(super) fn prepare(how: &HowArgs, names: &[String]) -> anyhow::Result<(Lab, V
         } else {
             match Kernel::cached(&cache, name).map_err(told)? {
                 Some(kernel) => kernel,
-                None => {
-                    Kernel::fetch(&cache, &mirrors()?, &userland, name, &mut |t| notes.once(t))?
-                }
+                None => Kernel::fetch(&cache, &mirrors()?, name, &mut |t| notes.once(t))?,
             }
         };
         if !found.contains(&kernel) {
@@ -282,7 +294,7 @@ fn one(
                 eprintln!("the command ended with status {status}");
                 Ok(Status::Failed)
             }
-            End::Stopped => Ok(Status::Interrupted),
+            End::Stopped(_) => Ok(Status::Interrupted),
             End::Broken(broken) if !broken.greeted && again => {
                 again = false;
                 note(&format!("{broken}\ntrying once more"));

@@ -134,6 +134,9 @@ pub struct CaseResult {
     /// Of a failure with `--keep`: where everything was left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<String>,
+    /// It went on beyond its time limit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
 }
 
 impl CaseResult {

@@ -69,6 +69,21 @@ pub fn builtin() -> Result<Library, LoadError> {
     )
 }
 
+/// The built-in suites of these names, such as `whiteouts`.
+///
+/// # Errors
+/// As [`builtin`].
+pub(crate) fn builtin_only(names: &BTreeSet<&str>) -> Result<Library, LoadError> {
+    let name = |file: &str| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        name.trim_end_matches(".yaml").to_string()
+    };
+    let mine = builtin::SUITES
+        .iter()
+        .filter(|(file, _)| names.contains(name(file).as_str()));
+    from_texts(mine.map(|(file, text)| (file.to_string(), text.to_string())))
+}
+
 /// Suites from files, and from every `*.yaml` file of directories (`requirements.yaml` left out), sorted by name.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::event::Outcome;
 use super::requirement::Requirement;
-use super::scenario::Location;
+use super::scenario::{Case, Location};
 
 /// What did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,27 @@ pub struct CaseReport {
     pub seconds: f64,
     /// What was kept for a look: the scenario's directory.
     pub kept: Option<PathBuf>,
+    /// It went on beyond its time limit, and was left to itself.
+    pub timed_out: bool,
+}
+
+impl CaseReport {
+    /// A failure that the engine could not report itself.
+    pub(crate) fn broken(case: &Case, why: String) -> Self {
+        Self {
+            outcome: Outcome::Fail,
+            reason: Some(why.clone()),
+            failure: Some(Failure {
+                at: case.scenario.at.clone(),
+                step: case.label(),
+                detail: vec![why],
+                requirements: Vec::new(),
+            }),
+            seconds: 0.0,
+            kept: None,
+            timed_out: false,
+        }
+    }
 }
 
 /// Where a case is, for whoever watches its time.

@@ -65,6 +65,7 @@ pub fn run_case(target: &dyn Target, place: &Place, case: &Case, limits: &RunLim
         failure: None,
         seconds: 0.0,
         kept: None,
+        timed_out: false,
     };
     let skip = case
         .needs

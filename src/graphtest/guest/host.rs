@@ -1,13 +1,17 @@
 //! The host's side: guests are started, their events become those of one run, and a guest that breaks costs as little as can be.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use super::state::{State, Taken, take};
 use super::{CellOrder, Order, Texts};
-use crate::graphtest::event::{CellEnd, CellStart, CellStatus, Event};
+use crate::graphtest::CaseReport;
+use crate::graphtest::condition::Ground;
+use crate::graphtest::event::{CellStart, CellStatus, Event};
 use crate::graphtest::known::Tally;
-use crate::graphtest::run::{Cell, Options, start};
+use crate::graphtest::run::{Cell, Options, Rules, start};
 use crate::lab::Register;
-use crate::lab::vm::{End, JOB_DIR, Job, Kernel, Lab, PROGRAM, Said};
+use crate::lab::vm::{Broken, End, JOB_DIR, Job, Kernel, Lab, PROGRAM, Said};
 
 /// What is run in guests.
 #[derive(Debug)]
@@ -55,6 +59,11 @@ pub fn run(
             kernel,
             first: i * plan.cells.len(),
             states: plan.cells.iter().map(|_| State::default()).collect(),
+            gone: 0,
+            rules: Rules {
+                kernel: Some(kernel.name.clone()),
+                ..plan.options.rules.clone()
+            },
             left: &mut left,
             failed: &mut failed,
             tell,
@@ -71,19 +80,6 @@ pub fn run(
     interrupted
 }
 
-/// How far a cell is.
-#[derive(Clone, Debug, Default)]
-struct State {
-    begun: bool,
-    ended: bool,
-    /// How often each case has ended.
-    done: BTreeMap<String, usize>,
-    /// How many runs of each case go on.
-    running: BTreeMap<String, usize>,
-    /// How many guests broke while it ran.
-    broke: usize,
-}
-
 /// The guests of one kernel.
 struct Session<'a> {
     plan: &'a Plan<'a>,
@@ -91,28 +87,55 @@ struct Session<'a> {
     /// The number of the first cell in the events of the whole run.
     first: usize,
     states: Vec<State>,
+    /// How many cells the guest that runs has ended.
+    gone: usize,
+    /// How results are judged that no guest lives to tell.
+    rules: Rules,
     left: &'a mut Vec<String>,
     failed: &'a mut bool,
     tell: &'a mut dyn FnMut(&Event),
 }
 
-/// How often a cell may break a guest, or a guest fail to come up, before it is given up.
+/// How often a guest may fail to come up, or a cell break one while nothing of it runs, before it is given up.
 const TRIES: usize = 2;
+
+/// What a guest is given.
+struct Given {
+    /// The cells.
+    cells: Vec<usize>,
+    /// Only what was running when another guest broke, one after the other.
+    alone: bool,
+}
+
+/// How a guest went.
+enum Gone {
+    Well,
+    /// It was ended since something in it was stuck: the events that say so, and its console.
+    Stuck(Vec<Event>, Vec<String>),
+    Broken {
+        greeted: bool,
+        why: String,
+    },
+}
 
 impl Session<'_> {
     fn run(&mut self, register: &Register, stop: &dyn Fn() -> bool, note: &dyn Fn(&str)) {
         let mut never_up = 0;
-        loop {
-            let open: Vec<usize> = (0..self.states.len())
-                .filter(|i| !self.states[*i].ended)
-                .collect();
-            if open.is_empty() || stop() || *self.failed && self.plan.options.fail_fast {
+        while let Some(given) = self.next() {
+            if stop() {
                 return;
             }
-            let why = match self.guest(&open, register, stop, note) {
-                Ok(Gone::Well) => return,
+            let gone = self.guest(&given, register, stop, note);
+            let why = match gone {
+                Ok(Gone::Well) if stop() => return,
+                Ok(Gone::Well) => continue,
+                Ok(Gone::Stuck(events, console)) => {
+                    self.stuck(&given, events, &console, note);
+                    continue;
+                }
                 Ok(Gone::Broken { greeted, why }) if greeted => {
-                    self.blame(&open, &why, note);
+                    never_up = 0;
+                    self.blame(&given, &why, note);
                     continue;
                 }
                 Ok(Gone::Broken { why, .. }) => {
@@ -128,40 +151,51 @@ impl Session<'_> {
                 }
                 Err(e) => e,
             };
-            for cell in open {
+            for cell in 0..self.states.len() {
                 self.give_up(cell, why.clone());
             }
         }
     }
 
-    /// Runs what is open in one guest.
+    /// What the next guest is given; `None`: nothing is left to be run.
+    fn next(&mut self) -> Option<Given> {
+        let options = self.plan.options;
+        if *self.failed && options.fail_fast {
+            return None;
+        }
+        for cell in 0..self.states.len() {
+            let state = &self.states[cell];
+            if state.begun && state.is_done(&self.plan.cells[cell], options.repeat) {
+                self.finish(cell);
+            }
+        }
+        let open = |alone: bool| {
+            let states = self.states.iter().enumerate();
+            let open = states.filter(|(_, s)| !(s.ended || alone && s.suspects.is_empty()));
+            let cells = open.map(|(i, _)| i).collect::<Vec<_>>();
+            (!cells.is_empty()).then_some(Given { cells, alone })
+        };
+        open(true).or_else(|| open(false))
+    }
+
+    /// Runs what it is given in one guest.
     fn guest(
         &mut self,
-        open: &[usize],
+        given: &Given,
         register: &Register,
         stop: &dyn Fn() -> bool,
         note: &dyn Fn(&str),
     ) -> Result<Gone, String> {
-        let plan = self.plan;
-        let cells = open.iter().map(|i| {
-            let done = &self.states[*i].done;
-            let is_open = |label: &str| done.get(label).is_none_or(|n| *n < plan.options.repeat);
-            CellOrder::new(&plan.cells[*i], is_open)
-        });
-        let order = Order::new(cells.collect(), plan.options, &self.kernel.name, plan.texts);
-        let order = serde_json::to_string(&order).map_err(|e| format!("the order: {e}"))?;
-        let words = [PROGRAM, "guest-run", &format!("{JOB_DIR}/{ORDER}")];
-        let job = Job {
-            argv: words.map(str::to_string).to_vec(),
-            files: BTreeMap::from([(ORDER.to_string(), order)]),
-            interactive: false,
-        };
+        let job = self.job(given)?;
+        self.gone = 0;
         let (mut line, mut errors) = (Vec::new(), Vec::new());
         let mut broken = None;
+        let stuck = RefCell::new(Vec::new());
+        let (plan, kernel) = (self.plan, self.kernel);
         let mut on = |said: Said<'_>| match said {
             Said::Up(after) => note(&format!(
                 "kernel {}: a guest is up after {:.1} s",
-                self.kernel.release,
+                kernel.release,
                 after.as_secs_f64()
             )),
             Said::Err(bytes) => errors.extend_from_slice(bytes),
@@ -172,26 +206,28 @@ impl Session<'_> {
                         continue;
                     }
                     match serde_json::from_slice(&line) {
-                        Ok(event) => take(
-                            &mut self.states,
-                            self.first,
-                            open,
-                            &event,
-                            self.left,
-                            self.failed,
-                            self.tell,
-                        ),
+                        Ok(event) => stuck.borrow_mut().extend(self.heard(given, &event)),
                         Err(e) => broken = Some(format!("an event of the guest: {e}")),
                     }
                     line.clear();
                 }
             }
         };
-        let end = plan.lab.run(self.kernel, &job, register, stop, &mut on);
+        let enough = || stop() || !stuck.borrow().is_empty();
+        let end = plan.lab.run(kernel, &job, register, &enough, &mut on);
         let end = end.map_err(|e| e.to_string())?;
-        let whole = open.iter().all(|i| self.states[*i].ended);
+        let stuck = stuck.into_inner();
+        let closed = *self.failed && plan.options.fail_fast;
+        let whole = closed || self.gone == given.cells.len();
+        if !stuck.is_empty() {
+            let console = match end {
+                End::Stopped(console) | End::Broken(Broken { console, .. }) => console,
+                End::Done(_) => Vec::new(),
+            };
+            return Ok(Gone::Stuck(stuck, console));
+        }
         Ok(match end {
-            End::Stopped => Gone::Well,
+            End::Stopped(_) => Gone::Well,
             End::Broken(broken) => Gone::Broken {
                 greeted: broken.greeted,
                 why: broken.to_string(),
@@ -209,153 +245,192 @@ impl Session<'_> {
         })
     }
 
-    /// A guest broke while it ran: those cells are to blame of which a scenario was going on; one that has broken enough is given up.
-    fn blame(&mut self, open: &[usize], why: &str, note: &dyn Fn(&str)) {
-        let busy = |i: &usize| self.states[*i].running.values().any(|n| *n > 0);
-        let mut guilty: Vec<usize> = open.iter().copied().filter(busy).collect();
-        if guilty.is_empty() {
-            guilty = open.to_vec();
-        }
-        note(&format!("kernel {}: {why}", self.kernel.release));
-        for cell in guilty {
-            let state = &mut self.states[cell];
-            state.broke += 1;
-            let running = std::mem::take(&mut state.running);
-            if state.broke < TRIES {
-                continue;
-            }
-            let running = running.into_iter().filter(|(_, n)| *n > 0);
-            let running: Vec<String> = running.map(|(label, _)| label).collect();
-            let what = match running.is_empty() {
-                true => String::new(),
-                false => format!(" while these were running: {}", running.join(", ")),
+    /// The order of a guest.
+    fn job(&self, given: &Given) -> Result<Job, String> {
+        let plan = self.plan;
+        let repeat = plan.options.repeat;
+        let cells = given.cells.iter().map(|i| {
+            let state = &self.states[*i];
+            let mine = |label: &str| match given.alone {
+                true => state.suspects.iter().any(|l| l == label),
+                false => state.is_open(label, repeat),
             };
-            self.give_up(cell, format!("{TRIES} guests broke{what}: {why}"));
+            CellOrder::new(&plan.cells[*i], mine)
+        });
+        let mut order = Order::new(cells.collect(), plan.options, &self.kernel.name, plan.texts);
+        if given.alone {
+            order.jobs = 1;
         }
-        self.states.iter_mut().for_each(|s| s.running.clear());
+        let order = serde_json::to_string(&order).map_err(|e| format!("the order: {e}"))?;
+        let words = [PROGRAM, "guest-run", &format!("{JOB_DIR}/{ORDER}")];
+        Ok(Job {
+            argv: words.map(str::to_string).to_vec(),
+            files: BTreeMap::from([(ORDER.to_string(), order)]),
+            interactive: false,
+        })
     }
 
-    fn give_up(&mut self, cell: usize, why: String) {
-        self.states[cell].ended = true;
-        let end = CellEnd {
-            status: CellStatus::Error,
-            reason: Some(why),
-            ..CellEnd::default()
-        };
-        let cell = self.first + cell;
-        (self.tell)(&Event::CellFinished { cell, end });
-    }
-}
-
-/// How a guest went.
-enum Gone {
-    Well,
-    Broken { greeted: bool, why: String },
-}
-
-/// Takes in what a guest tells about the cells that it was given, and tells it on as an event of the whole run.
-fn take(
-    states: &mut [State],
-    first: usize,
-    open: &[usize],
-    event: &Event,
-    left: &mut Vec<String>,
-    failed: &mut bool,
-    tell: &mut dyn FnMut(&Event),
-) {
-    let mut event = event.clone();
-    let (Event::CellStarted { cell, .. }
-    | Event::CaseStarted { cell, .. }
-    | Event::CaseFinished { cell, .. }
-    | Event::CellFinished { cell, .. }) = &mut event
-    else {
-        return;
-    };
-    let Some(index) = open.get(*cell).copied() else {
-        return;
-    };
-    *cell = first + index;
-    let state = &mut states[index];
-    match &event {
-        // A second guest takes a cell up where the first left it.
-        Event::CellStarted { .. } if state.begun => return,
-        Event::CellStarted { .. } => state.begun = true,
-        Event::CaseStarted { label, .. } => {
-            *state.running.entry(label.clone()).or_default() += 1;
-        }
-        Event::CaseFinished { result, .. } => {
-            let label = result.label();
-            if let Some(n) = state.running.get_mut(&label) {
-                *n = n.saturating_sub(1);
+    /// Takes in an event of a guest; returns it when it says that something is stuck.
+    fn heard(&mut self, given: &Given, event: &Event) -> Option<Event> {
+        match take(&mut self.states, self.first, &given.cells, event) {
+            Taken::Tell(event) => self.told(&event),
+            Taken::Stuck(event) => return Some(event),
+            Taken::CellGone(cell) => {
+                self.gone += 1;
+                let state = &self.states[cell];
+                let options = self.plan.options;
+                if state.end.status != CellStatus::Ran
+                    || state.is_done(&self.plan.cells[cell], options.repeat)
+                    || *self.failed && options.fail_fast
+                {
+                    self.finish(cell);
+                }
             }
-            *state.done.entry(label).or_default() += 1;
-            *failed |= result.outcome.is_bad();
+            Taken::Nothing => {}
         }
-        Event::CellFinished { end, .. } => {
-            state.ended = true;
-            left.extend(end.left.iter().cloned());
-        }
-        _ => {}
-    }
-    tell(&event);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graphtest::event::{CaseResult, Outcome};
-
-    fn result(id: &str) -> CaseResult {
-        let text = serde_json::json!({
-            "id": id, "requirements": [], "level": "must", "outcome": Outcome::Fail, "reason": null, "seconds": 0.1, "case": null,
-            "seed": null, "replay": null,
-        });
-        serde_json::from_value(text).unwrap()
+        None
     }
 
-    #[test]
-    fn events_of_a_guest_become_those_of_the_run() {
-        let mut states = vec![State::default(), State::default()];
-        let (mut left, mut failed, mut told) = (Vec::new(), false, Vec::new());
-        // The guest was given the second of two cells, of the second of two kernels.
-        let mut send = |event: Event| {
-            let tell = &mut |e: &Event| told.push(e.clone());
-            take(&mut states, 2, &[1], &event, &mut left, &mut failed, tell);
-        };
-        let begun = Event::CellStarted {
-            cell: 0,
-            filesystem: "ext4".to_string(),
-            not_claimed: Vec::new(),
-            driver: BTreeMap::new(),
-            planned: 2,
-        };
-        send(begun.clone());
-        send(begun);
-        for label in ["a/b", "a/c"] {
-            let label = label.to_string();
-            send(Event::CaseStarted { cell: 0, label });
+    fn told(&mut self, event: &Event) {
+        if let Event::CaseFinished { result, .. } = event {
+            *self.failed |= result.outcome.is_bad();
         }
-        send(Event::CaseFinished {
-            cell: 0,
-            result: result("a/b"),
-        });
-        // An event on a cell that it was not given.
-        send(Event::CaseStarted {
-            cell: 7,
-            label: "a/d".to_string(),
-        });
-        let cells: Vec<usize> = told
+        (self.tell)(event);
+    }
+
+    /// A guest was ended since something in it was stuck: that is told with what the console said, and all else goes on in another guest.
+    fn stuck(
+        &mut self,
+        given: &Given,
+        events: Vec<Event>,
+        console: &[String],
+        note: &dyn Fn(&str),
+    ) {
+        for mut event in events {
+            if let Event::CaseFinished { result, .. } = &mut event {
+                note(&format!(
+                    "kernel {}: {} ran out of time; going on in another guest",
+                    self.kernel.release,
+                    result.label()
+                ));
+                let lines = console.iter().map(|line| format!("    {line}"));
+                if !console.is_empty() {
+                    result.detail.push("the guest's console:".to_string());
+                }
+                result.detail.extend(lines);
+            }
+            self.told(&event);
+        }
+        given.cells.iter().for_each(|i| self.states[*i].gone());
+    }
+
+    /// A guest broke. What was running in it is run again, one after the other; what breaks a guest in which nothing else runs has done it. When nothing was
+    /// running, the cells that were being made ready or given back are to blame.
+    fn blame(&mut self, given: &Given, why: &str, note: &dyn Fn(&str)) {
+        let release = &self.kernel.release;
+        let running = given
+            .cells
             .iter()
-            .filter_map(|e| match e {
-                Event::CellStarted { cell, .. }
-                | Event::CaseStarted { cell, .. }
-                | Event::CaseFinished { cell, .. } => Some(*cell),
-                _ => None,
-            })
+            .map(|i| (*i, self.states[*i].running()))
+            .filter(|(_, labels)| !labels.is_empty());
+        let running: Vec<(usize, Vec<String>)> = running.collect();
+        let open: Vec<usize> = (given.cells.iter().copied())
+            .filter(|i| self.states[*i].open)
             .collect();
-        assert_eq!(cells, [3, 3, 3, 3]);
-        assert!(failed && !states[0].begun);
-        assert_eq!(states[1].done["a/b"], 1);
-        assert_eq!((states[1].running["a/b"], states[1].running["a/c"]), (0, 1));
+        given.cells.iter().for_each(|i| self.states[*i].gone());
+        if running.is_empty() {
+            note(&format!("kernel {release}: {why}\ntrying once more"));
+            let waiting = given.cells.iter().find(|i| !self.states[**i].ended);
+            let guilty = match open.is_empty() {
+                true => waiting.into_iter().copied().collect(),
+                false => open,
+            };
+            for cell in guilty {
+                self.states[cell].broke += 1;
+                if self.states[cell].broke >= TRIES {
+                    let what = "guests broke while it was made ready or given back";
+                    self.give_up(cell, format!("{TRIES} {what}: {why}"));
+                }
+            }
+            return;
+        }
+        let names: Vec<&str> = running
+            .iter()
+            .flat_map(|(_, l)| l)
+            .map(String::as_str)
+            .collect();
+        let names = names.join(", ");
+        if given.alone {
+            note(&format!("kernel {release}: {names} broke another guest"));
+            for (cell, labels) in running {
+                for label in labels {
+                    self.guilty(cell, &label, why);
+                }
+            }
+            return;
+        }
+        note(&format!(
+            "kernel {release}: {why}\nwhat was running is run alone now: {names}"
+        ));
+        for (cell, labels) in running {
+            let state = &mut self.states[cell];
+            let new = labels
+                .into_iter()
+                .filter(|l| !state.suspects.contains(l))
+                .collect::<Vec<_>>();
+            state.suspects.extend(new);
+        }
+    }
+
+    /// A case broke a guest each time that it ran: that is its result.
+    fn guilty(&mut self, cell: usize, label: &str, why: &str) {
+        self.states[cell].give_up(label);
+        let of = &self.plan.cells[cell];
+        let Some(case) = of.cases.iter().find(|c| c.label() == label) else {
+            return;
+        };
+        let ground = Ground {
+            cell: CellStart {
+                target: of.target.name().to_string(),
+                backing: of.backing.to_string(),
+                kernel: self.kernel.release.clone(),
+            },
+            status: self.states[cell].driver.clone(),
+        };
+        let mut lines = why.lines().map(str::to_string);
+        let first = lines.next().unwrap_or_default();
+        let mut report = CaseReport::broken(case, format!("broke two guests: {first}"));
+        if let Some(failure) = &mut report.failure {
+            failure.detail.extend(lines);
+        }
+        let result = self.rules.judge(&ground, &of.required, case, report);
+        if result.outcome.is_bad() {
+            let end = &mut self.states[cell].end;
+            let so_far = end.reason.take().map(|r| r + "\n").unwrap_or_default();
+            end.status = CellStatus::Error;
+            end.reason = Some(format!("{so_far}{label} broke two guests: {why}"));
+        }
+        let cell = self.first + cell;
+        self.told(&Event::CaseFinished { cell, result });
+    }
+
+    /// Ends a cell of which no result comes any more.
+    fn give_up(&mut self, cell: usize, why: String) {
+        let end = &mut self.states[cell].end;
+        end.status = CellStatus::Error;
+        end.reason = Some(why);
+        self.finish(cell);
+    }
+
+    /// Tells the end of a cell.
+    fn finish(&mut self, cell: usize) {
+        let state = &mut self.states[cell];
+        if std::mem::replace(&mut state.ended, true) {
+            return;
+        }
+        let end = std::mem::take(&mut state.end);
+        self.left.extend(end.left.iter().cloned());
+        let cell = self.first + cell;
+        self.told(&Event::CellFinished { cell, end });
     }
 }

@@ -3,6 +3,7 @@
 
 mod host;
 mod inside;
+mod state;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -13,6 +13,7 @@ fn result(id: &str, level: &str, outcome: Outcome, reason: Option<&str>) -> Case
         outcome,
         reason: reason.map(str::to_string),
         seconds: 0.0125,
+        timed_out: false,
         case: None,
         seed: None,
         replay: Some(format!("graphtest run --target overlay2 --on tmpfs {id}")),

@@ -117,6 +117,7 @@ impl Rules {
             contract: Vec::new(),
             hint: None,
             kept: report.kept.map(|k| k.display().to_string()),
+            timed_out: report.timed_out,
             id,
         };
         if let Some(failure) = report.failure {
@@ -261,6 +262,7 @@ mod tests {
             failure: (outcome == Outcome::Fail).then_some(failure),
             seconds: 0.5,
             kept: None,
+            timed_out: false,
         }
     }
 

@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::schedule::{Feed, Turn};
 use super::{Cannot, Cell, Options, Started};
 use crate::graphtest::condition::Ground;
-use crate::graphtest::event::{CellEnd, CellStatus, Event, Outcome};
+use crate::graphtest::event::{CellEnd, CellStatus, Event};
 use crate::graphtest::known::Tally;
-use crate::graphtest::{Case, CaseReport, Failure, Target};
+use crate::graphtest::{Case, CaseReport, Target};
 use crate::lab::{GivenBack, Place, Provisioned, Register};
 
 /// How long making a cell ready or giving it back may take at least, whatever the limit of a scenario is.
@@ -294,7 +294,7 @@ impl<'a> Session<'a> {
                 Err(Cannot::Broken(format!("making it ready: {why}"))),
             ),
             Task::Run { case, .. } => {
-                let mut report = broken(case, why);
+                let mut report = CaseReport::broken(case, why);
                 failure(&mut report);
                 self.ran(job.cell, case, report);
             }
@@ -340,6 +340,7 @@ impl Feed<Job, Done> for Session<'_> {
                 let why = format!("timed out after {}", humantime::format_duration(limit));
                 self.gave_up(job, why, |report| {
                     report.seconds = limit.as_secs_f64();
+                    report.timed_out = true;
                     if let (Some(failure), Some((at, step))) = (&mut report.failure, progress.now())
                     {
                         (failure.at, failure.step) = (at, step);
@@ -350,21 +351,5 @@ impl Feed<Job, Done> for Session<'_> {
             Turn::Abandoned if matches!(job.task, Task::Run { .. }) => {}
             Turn::Abandoned => self.gave_up(job, "interrupted".to_string(), |_| {}),
         }
-    }
-}
-
-/// A failure that the engine could not report itself.
-fn broken(case: &Case, why: String) -> CaseReport {
-    CaseReport {
-        outcome: Outcome::Fail,
-        reason: Some(why.clone()),
-        failure: Some(Failure {
-            at: case.scenario.at.clone(),
-            step: case.label(),
-            detail: vec![why],
-            requirements: Vec::new(),
-        }),
-        seconds: 0.0,
-        kept: None,
     }
 }

@@ -8,12 +8,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::cache::Cache;
-use super::emulator::{Disks, Emulator};
+use super::emulator::{Emulator, Files};
 use super::error::{Result, at, cannot};
-use super::image;
 use super::kernel::Kernel;
+use super::program::Program;
 use super::userland::Userland;
 use super::wire::{Job, Message};
+use super::{image, initrd};
 use crate::lab::Register;
 use crate::sys::spawn::die_with_starter;
 
@@ -27,7 +28,7 @@ pub struct Lab {
     /// The programs in guests.
     pub userland: Userland,
     /// The graphtest program that guests run.
-    pub program: PathBuf,
+    pub program: Program,
     /// How much memory a guest has, in MiB.
     pub memory_mib: u32,
     /// For how long a guest may be silent once it is up, and how long it may take until then.
@@ -61,8 +62,8 @@ const SCRATCH: u64 = 16 << 30;
 pub enum End {
     /// Its job ended with this status.
     Done(i32),
-    /// The caller did not want it any longer.
-    Stopped,
+    /// The caller did not want it any longer; the last lines of its console.
+    Stopped(Vec<String>),
     /// It broke.
     Broken(Broken),
 }
@@ -103,12 +104,12 @@ pub enum Said<'a> {
 }
 
 /// A directory with a guest's files, given back when dropped; whoever is killed before leaves it to `graphtest clean`.
-struct Files<'a> {
+struct Made<'a> {
     register: &'a Register,
     dir: PathBuf,
 }
 
-impl Drop for Files<'_> {
+impl Drop for Made<'_> {
     fn drop(&mut self) {
         if let Err(why) = self.register.give_back(&self.dir) {
             eprintln!("note: a guest's files are left: {why}");
@@ -140,34 +141,31 @@ impl Lab {
         stop: &dyn Fn() -> bool,
         on: &mut dyn FnMut(Said<'_>),
     ) -> Result<End> {
-        let root = image::root(&self.cache, &self.userland, kernel, &self.program)?;
+        let root = image::root(&self.cache, &self.userland, kernel)?;
         let guests = self.cache.subdir("guests")?;
         let dir = register
             .make_dir(&guests)
             .map_err(at(&guests, "make a directory"))?;
-        let files = Files { register, dir };
-        let path = |name: &str| files.dir.join(name);
-        let disks = Disks {
-            root: &path("root.ext4"),
+        let made = Made { register, dir };
+        let path = |name: &str| made.dir.join(name);
+        let files = Files {
+            initrd: &path("initrd"),
+            root: &root,
             work: &path("work.ext4"),
             job: &path("job"),
             console: &path("console.log"),
             said: &path("said"),
             interactive: job.interactive,
         };
-        // A name of its own: the image may be replaced by that of a newer program at any time.
-        fs::hard_link(&root, disks.root).map_err(at(disks.root, "link"))?;
-        image::scratch(&self.userland, disks.work, SCRATCH)?;
-        let text = job.to_disk().map_err(at(disks.job, "write"))?;
-        File::create_new(disks.job)
-            .and_then(|mut f| f.write_all(&text))
-            .map_err(at(disks.job, "write"))?;
-        let mut command = self.emulator.command(&disks, kernel, self.memory_mib);
+        write(files.initrd, &initrd::make(&self.userland, &self.program)?)?;
+        image::scratch(&self.userland, files.work, SCRATCH)?;
+        write(files.job, &job.to_disk().map_err(at(files.job, "write"))?)?;
+        let mut command = self.emulator.command(&files, kernel, self.memory_mib);
         die_with_starter(&mut command);
         if job.interactive {
             let child = command.spawn();
             let child = child.map_err(|e| cannot(format!("{:?}: {e}", command.get_program())))?;
-            return Ok(attended(Running(child), disks.said));
+            return Ok(attended(Running(child), files.said));
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let log = path("emulator.log");
@@ -180,9 +178,10 @@ impl Lab {
             return Err(cannot("the emulator has no standard output"));
         };
         Ok(match listen(line, &self.deadlines, stop, on) {
-            Ok(end) => end,
+            Ok(Some(status)) => End::Done(status),
+            Ok(None) => End::Stopped(last_lines(files.console)),
             Err((greeted, why)) => {
-                let mut console = last_lines(disks.console);
+                let mut console = last_lines(files.console);
                 console.extend(last_lines(&log));
                 End::Broken(Broken {
                     greeted,
@@ -194,22 +193,30 @@ impl Lab {
     }
 }
 
+/// Writes a file that is not there yet.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    File::create_new(path)
+        .and_then(|mut f| f.write_all(bytes))
+        .map_err(at(path, "write"))
+}
+
 /// How often `stop` is asked.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Listens to a guest until its end; an error says whether it was up, and what went wrong.
+/// Listens to a guest until its end, and returns its job's status, or `None` when `stop` turned true; an error says whether it was up, and
+/// what went wrong.
 fn listen(
     line: impl Read + Send + 'static,
     deadlines: &Deadlines,
     stop: &dyn Fn() -> bool,
     on: &mut dyn FnMut(Said<'_>),
-) -> std::result::Result<End, (bool, String)> {
+) -> std::result::Result<Option<i32>, (bool, String)> {
     let messages = messages(line);
     let begun = Instant::now();
     let (mut greeted, mut last) = (false, begun);
     loop {
         if stop() {
-            return Ok(End::Stopped);
+            return Ok(None);
         }
         let message = match messages.recv_timeout(TICK) {
             Ok(Ok(message)) => message,
@@ -249,7 +256,7 @@ fn listen(
             Message::Alive => {}
             Message::Out(bytes) => on(Said::Out(&bytes)),
             Message::Err(bytes) => on(Said::Err(&bytes)),
-            Message::Done(status) => return Ok(End::Done(status)),
+            Message::Done(status) => return Ok(Some(status)),
             Message::Failed(why) => return Err((greeted, format!("the guest says: {why}"))),
         }
     }
@@ -339,7 +346,7 @@ mod tests {
         silence: Duration::from_millis(200),
     };
 
-    fn heard(said: &[Message]) -> std::result::Result<End, (bool, String)> {
+    fn heard(said: &[Message]) -> std::result::Result<Option<i32>, (bool, String)> {
         let mut line = Vec::new();
         said.iter().for_each(|m| m.write(&mut line).unwrap());
         listen(std::io::Cursor::new(line), &SOON, &|| false, &mut |_| {})
@@ -349,7 +356,7 @@ mod tests {
     fn a_guest_that_dies_is_told_from_one_that_ends() {
         let hello = Message::Hello("6.1".to_string());
         let end = heard(&[hello.clone(), Message::Alive, Message::Done(3)]);
-        assert_eq!(end, Ok(End::Done(3)));
+        assert_eq!(end, Ok(Some(3)));
         let (greeted, why) = heard(&[]).unwrap_err();
         assert!(!greeted && why.contains("before it was up"), "{why}");
         let (greeted, why) = heard(&[hello, Message::Alive]).unwrap_err();
@@ -369,7 +376,7 @@ mod tests {
         let (greeted, why) = listen(line, &SOON, &|| false, &mut |_| {}).unwrap_err();
         assert!(greeted && why.contains("no sign of life"), "{why}");
         let (line, _far) = std::io::pipe().unwrap();
-        assert_eq!(listen(line, &SOON, &|| true, &mut |_| {}), Ok(End::Stopped));
+        assert_eq!(listen(line, &SOON, &|| true, &mut |_| {}), Ok(None));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::cache::Cache;
@@ -12,7 +13,7 @@ use super::kernel::Kernel;
 use super::userland::Userland;
 use crate::sys::remove::remove_tree;
 
-/// Where a guest has the graphtest program.
+/// Where a guest has the graphtest program once it has its root.
 pub(super) const PROGRAM: &str = "/usr/bin/graphtest";
 
 /// Directories that a guest mounts something on.
@@ -20,63 +21,41 @@ const EMPTY: &[&str] = &[
     "proc", "sys", "dev", "run", "tmp", "var", "root", "work", "mnt",
 ];
 
-/// The image of a guest's root: the userland, the kernel's modules, and the program. Made once for each three of these.
+/// The image of a guest's root: the userland and the kernel's modules. Made once for each two of these.
 ///
 /// # Errors
 /// The cache cannot be written, or mke2fs fails.
-pub fn root(
-    cache: &Cache,
-    userland: &Userland,
-    kernel: &Kernel,
-    program: &Path,
-) -> Result<PathBuf> {
-    let meta = fs::metadata(program).map_err(at(program, "stat"))?;
-    let key = format!(
-        "{RECIPE} {} {} {} {} {} {}",
-        userland.digest,
-        kernel.digest,
-        meta.dev(),
-        meta.ino(),
-        meta.size(),
-        meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-    );
-    // One image for each kernel and path of a program; a newer program's takes its place.
-    let path = program.as_os_str().as_encoded_bytes();
-    let name = format!("{}-{}", kernel.digest, &fetch::sha256(path)[..12]);
-    let image = cache.path("roots", &name);
-    let made_for = |image: &Path| fs::read(image.join("key")).is_ok_and(|k| k == key.as_bytes());
-    if !made_for(&image) {
-        cache.renew("roots", &name, |part| {
-            // Another process may have made it while this one waited for the lock.
-            if made_for(&image) {
-                return fs::rename(&image, part).map_err(at(part, "rename"));
-            }
-            fs::create_dir_all(part).map_err(at(part, "make"))?;
-            let stage = part.join("stage");
-            fill(&stage, userland, kernel, program)?;
-            let made = make(userland, &part.join("root.ext4"), &stage);
-            remove_tree(&stage).map_err(at(&stage, "remove"))?;
-            made?;
-            remove_tree(&image).map_err(at(&image, "remove"))?;
-            fs::write(part.join("key"), &key).map_err(at(part, "write"))
-        })?;
-    }
-    Ok(image.join("root.ext4"))
+pub(super) fn root(cache: &Cache, userland: &Userland, kernel: &Kernel) -> Result<PathBuf> {
+    let key = format!("{RECIPE} {} {}", userland.digest, kernel.digest);
+    let name = &fetch::sha256(key.as_bytes())[..32];
+    let dir = cache.item("roots", name, |part| {
+        fs::create_dir_all(part).map_err(at(part, "make"))?;
+        let stage = part.join("stage");
+        fill(&stage, userland, kernel)?;
+        make(userland, &part.join(IMAGE), &stage)?;
+        remove_tree(&stage).map_err(at(&stage, "remove"))
+    })?;
+    Ok(dir.join(IMAGE))
 }
 
+const IMAGE: &str = "root.ext4";
+
 /// To be changed whenever the code below makes another image from the same.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// Puts everything in place; files are hard links to those of the cache.
-fn fill(stage: &Path, userland: &Userland, kernel: &Kernel, program: &Path) -> Result<()> {
+fn fill(stage: &Path, userland: &Userland, kernel: &Kernel) -> Result<()> {
     link_tree(userland.root(), stage)?;
-    if let Some(modules) = &kernel.modules {
-        let modules = modules.join("usr/lib/modules");
-        link_tree(&modules, &stage.join("usr/lib/modules"))?;
+    let modules = stage.join("usr/lib/modules").join(&kernel.release);
+    for tree in &kernel.modules {
+        link_tree(tree, &modules)?;
     }
+    if !kernel.modules.is_empty() {
+        userland.list_modules(stage, &kernel.release)?;
+    }
+    // The program is mounted on it.
     let to = stage.join(PROGRAM.trim_start_matches('/'));
-    fs::copy(program, &to).map_err(at(&to, "copy the program"))?;
-    fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).map_err(at(&to, "chmod"))?;
+    File::create_new(&to).map_err(at(&to, "make"))?;
     for dir in EMPTY {
         let dir = stage.join(dir);
         fs::create_dir_all(&dir).map_err(at(&dir, "make"))?;
@@ -99,7 +78,7 @@ fn fill(stage: &Path, userland: &Userland, kernel: &Kernel, program: &Path) -> R
     }
 }
 
-/// The same tree again, its files being hard links.
+/// The same tree again, its files being hard links where that is possible; what is there is replaced.
 fn link_tree(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(at(to, "make"))?;
     for entry in fs::read_dir(from).map_err(at(from, "read"))? {
@@ -108,11 +87,18 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
         let kind = entry.file_type().map_err(at(&path, "stat"))?;
         if kind.is_dir() {
             link_tree(&path, &to)?;
-        } else if kind.is_symlink() {
+            continue;
+        }
+        match fs::remove_file(&to) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(at(&to, "replace")(e)),
+            _ => {}
+        }
+        if kind.is_symlink() {
             let target = fs::read_link(&path).map_err(at(&path, "read"))?;
             symlink(target, &to).map_err(at(&to, "make"))?;
-        } else {
-            fs::hard_link(&path, &to).map_err(at(&to, "link"))?;
+        } else if fs::hard_link(&path, &to).is_err() {
+            // Another filesystem, or another owner's file: proc_sys_fs(5), protected_hardlinks.
+            fs::copy(&path, &to).map_err(at(&path, "copy"))?;
         }
     }
     Ok(())
@@ -121,41 +107,18 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
 /// Features that a kernel of 2020 does not know and newer tools turn on by themselves.
 const FEATURES: &str = "^orphan_file,^metadata_csum_seed";
 
-/// Where the partition with the root begins, in bytes.
-const OFFSET: u64 = 1 << 20;
-/// What a disk is known by whose root is to be found, whatever order disks are found in: `PARTUUID` is this and the partition's number.
-pub(super) const DISK: u32 = 0x6772_6170;
-
-/// A disk with one partition, an ext4 that holds a tree and has little room beside it.
+/// An ext4 that holds a tree and has little room beside it.
 fn make(userland: &Userland, image: &Path, tree: &Path) -> Result<()> {
     let (bytes, files) = measure(tree)?;
     let kib = (bytes + bytes / 16 + files * 512 + (24 << 20)) >> 10;
     let (size, inodes) = (format!("{kib}k"), (files + 256).to_string());
     let features = format!("^has_journal,{FEATURES}");
-    let offset = format!("offset={OFFSET}");
-    let file = File::create_new(image).map_err(at(image, "make"))?;
-    file.set_len(OFFSET + (kib << 10))
-        .and_then(|()| file.write_all_at(&partition_table(kib * 2), 0))
-        .map_err(at(image, "write"))?;
     let words = [
-        "-q", "-F", "-t", "ext4", "-m", "0", "-O", &features, "-N", &inodes, "-E", &offset, "-d",
+        "-q", "-F", "-t", "ext4", "-m", "0", "-O", &features, "-N", &inodes, "-d",
     ];
     let mut words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
     words.extend([tree.as_os_str(), image.as_os_str(), size.as_ref()]);
     userland.run("usr/sbin/mke2fs", "mke2fs", &words)
-}
-
-/// A master boot record with one partition of this many sectors.
-fn partition_table(sectors: u64) -> [u8; 512] {
-    let mut table = [0; 512];
-    table[440..444].copy_from_slice(&DISK.to_le_bytes());
-    // Linux; the addresses by cylinder are those of a disk too large for them.
-    table[446..454].copy_from_slice(&[0, 0xfe, 0xff, 0xff, 0x83, 0xfe, 0xff, 0xff]);
-    table[454..458].copy_from_slice(&((OFFSET / 512) as u32).to_le_bytes());
-    let sectors = u32::try_from(sectors).unwrap_or(u32::MAX);
-    table[458..462].copy_from_slice(&sectors.to_le_bytes());
-    table[510..].copy_from_slice(&[0x55, 0xaa]);
-    table
 }
 
 /// An empty ext4 of this size, sparse.

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,6 @@ use super::error::{Result, VmError, at, cannot};
 use super::index::{Index, Package};
 use super::mirror::Mirrors;
 use super::recipe;
-use super::userland::Userland;
 use super::{deb, fetch};
 
 /// A kernel that a guest can be started with.
@@ -24,9 +23,10 @@ pub struct Kernel {
     pub release: String,
     /// The image that the emulator loads.
     pub image: PathBuf,
-    /// A directory whose `usr/lib/modules/RELEASE` holds the modules, with the lists of depmod(8).
-    pub(super) modules: Option<PathBuf>,
-    /// What tells it from others of the same release.
+    /// Directories that hold modules of this release, such as `/lib/modules/RELEASE`; a file of a later one takes the place of that of an
+    /// earlier one.
+    pub(super) modules: Vec<PathBuf>,
+    /// What tells it, with its modules, from others of the same release.
     pub(super) digest: String,
 }
 
@@ -63,7 +63,6 @@ impl Kernel {
     pub fn fetch(
         cache: &Cache,
         mirrors: &Mirrors,
-        userland: &Userland,
         name: &str,
         note: &mut dyn FnMut(String),
     ) -> Result<Self> {
@@ -85,7 +84,7 @@ impl Kernel {
             packages,
         };
         let dir = cache.item("kernels", &lookup.digest, |part| {
-            unpack(&lookup, userland, part, note)
+            unpack(&lookup, part, note)
         })?;
         cache.renew("lookups", name, |path| {
             let text = serde_json::to_string_pretty(&lookup).map_err(at(path, "write"))?;
@@ -99,12 +98,12 @@ impl Kernel {
             name: name.to_string(),
             release: lookup.release.clone(),
             image: dir.join(IMAGE),
-            modules: Some(dir.to_path_buf()),
+            modules: vec![dir.join("usr/lib/modules").join(&lookup.release)],
             digest: lookup.digest.clone(),
         }
     }
 
-    /// A kernel image of the user's own, with no modules.
+    /// A kernel image of the user's own, without modules.
     ///
     /// # Errors
     /// It cannot be read, or is no kernel for x86.
@@ -117,10 +116,61 @@ impl Kernel {
             name: image.display().to_string(),
             release,
             image,
-            modules: None,
+            modules: Vec::new(),
             digest: "own".to_string(),
         })
     }
+
+    /// The same kernel with the modules that a directory has for it beside those that it has: the directory itself, or its
+    /// `lib/modules/RELEASE` (where `make modules_install INSTALL_MOD_PATH=DIR` puts them) or `usr/lib/modules/RELEASE`.
+    ///
+    /// # Errors
+    /// It has none for this release, or cannot be read.
+    pub fn with_modules(mut self, dir: &Path) -> Result<Self> {
+        let below = ["lib/modules", "usr/lib/modules"].map(|d| dir.join(d).join(&self.release));
+        let is_itself = dir.file_name().is_some_and(|n| *n == *self.release);
+        let itself = is_itself.then(|| dir.to_path_buf());
+        let Some(found) = itself.into_iter().chain(below).find(|d| d.is_dir()) else {
+            return Err(VmError::Unknown(format!(
+                "{}: no modules for {}: expected them in lib/modules/{2} there, as `make modules_install INSTALL_MOD_PATH={0}` leaves \
+                 them, found no such directory",
+                dir.display(),
+                self.name,
+                self.release
+            )));
+        };
+        let found = fs::canonicalize(&found).map_err(at(&found, "resolve"))?;
+        let files = modules_in(&found)?;
+        if files.is_empty() {
+            let why = format!("{}: no modules: no *.ko files", found.display());
+            return Err(VmError::Unknown(why));
+        }
+        let text = format!("{} {}", self.digest, files.join("\n"));
+        self.digest = fetch::sha256(text.as_bytes())[..32].to_string();
+        self.modules.push(found);
+        Ok(self)
+    }
+}
+
+/// The modules below a directory, a line each that changes when the file does; sorted.
+fn modules_in(dir: &Path) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(dir).map_err(at(dir, "read"))? {
+        let path = entry.map_err(at(dir, "read"))?.path();
+        let meta = fs::symlink_metadata(&path).map_err(at(&path, "stat"))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if meta.is_dir() {
+            lines.extend(modules_in(&path)?);
+        } else if ["ko", "ko.xz", "ko.zst", "ko.gz"]
+            .iter()
+            .any(|end| name.strip_suffix(end).is_some_and(|n| n.ends_with('.')))
+        {
+            let time = (meta.mtime(), meta.mtime_nsec());
+            lines.push(format!("{} {} {time:?}", path.display(), meta.size()));
+        }
+    }
+    lines.sort();
+    Ok(lines)
 }
 
 /// Where an unpacked kernel's image is.
@@ -151,13 +201,8 @@ fn with_parts(index: &Index, image: &Package) -> Result<Vec<Package>> {
     Ok(all)
 }
 
-/// Fetches and unpacks a kernel's packages into `dir`: the image, and the modules with their lists.
-fn unpack(
-    lookup: &Lookup,
-    userland: &Userland,
-    dir: &Path,
-    note: &mut dyn FnMut(String),
-) -> Result<()> {
+/// Fetches and unpacks a kernel's packages into `dir`: the image, and the modules.
+fn unpack(lookup: &Lookup, dir: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
     fs::create_dir_all(dir).map_err(at(dir, "make"))?;
     let package_file = dir.join("package.deb");
     for package in &lookup.packages {
@@ -191,14 +236,7 @@ fn unpack(
             lookup.release
         )));
     }
-    // Where depmod looks.
-    let link = dir.join("lib");
-    symlink("usr/lib", &link).map_err(at(&link, "make"))?;
-    userland.run(
-        "usr/bin/kmod",
-        "depmod",
-        &["-b".as_ref(), dir.as_os_str(), lookup.release.as_ref()],
-    )
+    Ok(())
 }
 
 /// The release in the header of a bzImage: Documentation/arch/x86/boot.rst, `kernel_version`.
@@ -244,5 +282,31 @@ mod tests {
             Kernel::own(&tmp.path().join("none")),
             Err(VmError::Unknown(_))
         ));
+    }
+
+    #[test]
+    fn modules_are_found_and_tell_kernels_apart() {
+        let tmp = tempfile::tempdir().unwrap();
+        let bare = Kernel {
+            name: "./bzImage".to_string(),
+            release: "6.9.1-x".to_string(),
+            image: tmp.path().join("bzImage"),
+            modules: Vec::new(),
+            digest: "own".to_string(),
+        };
+        let e = bare.clone().with_modules(tmp.path()).unwrap_err();
+        assert!(matches!(e, VmError::Unknown(_)));
+        assert!(e.to_string().contains("lib/modules/6.9.1-x"), "{e}");
+        let dir = tmp.path().join("lib/modules/6.9.1-x");
+        fs::create_dir_all(dir.join("kernel/fs")).unwrap();
+        let e = bare.clone().with_modules(tmp.path()).unwrap_err();
+        assert!(e.to_string().contains("no *.ko files"), "{e}");
+        fs::write(dir.join("kernel/fs/a.ko.xz"), "one").unwrap();
+        let one = bare.clone().with_modules(tmp.path()).unwrap();
+        assert_eq!(one.modules, [fs::canonicalize(&dir).unwrap()]);
+        assert_eq!(bare.clone().with_modules(&dir).unwrap(), one);
+        fs::write(dir.join("kernel/fs/b.ko"), "more").unwrap();
+        let two = bare.clone().with_modules(tmp.path()).unwrap();
+        assert!(two.digest != one.digest && one.digest != bare.digest);
     }
 }

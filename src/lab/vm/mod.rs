@@ -5,7 +5,6 @@
 
 mod cache;
 mod deb;
-mod elf;
 mod emulator;
 mod error;
 mod fetch;
@@ -13,8 +12,10 @@ mod guest;
 mod image;
 mod index;
 pub mod init;
+mod initrd;
 mod kernel;
 mod mirror;
+mod program;
 mod recipe;
 mod userland;
 mod version;
@@ -26,6 +27,7 @@ pub use error::VmError;
 pub use guest::{Broken, Deadlines, End, Lab, Said};
 pub use kernel::Kernel;
 pub use mirror::Mirrors;
+pub use program::Program;
 pub use recipe::{KernelEntry, kernel, kernels};
 pub use userland::Userland;
 pub use wire::{JOB_DIR, Job};

@@ -13,8 +13,9 @@ use super::cache::Cache;
 use super::error::{Result, at, cannot};
 use super::index::{Index, Package};
 use super::mirror::Mirrors;
+use super::program::Program;
 use super::recipe::{self, Release};
-use super::{deb, elf, fetch};
+use super::{deb, fetch};
 
 /// Unpacked packages.
 #[derive(Clone, Debug)]
@@ -38,8 +39,8 @@ impl Userland {
     /// That for a program as the cache has it; `Ok(None)`: it is not there.
     ///
     /// # Errors
-    /// The program cannot be read, or needs a newer C library than any release has.
-    pub fn cached(cache: &Cache, program: &Path) -> Result<Option<Self>> {
+    /// The program needs a newer C library than any release has.
+    pub fn cached(cache: &Cache, program: &Program) -> Result<Option<Self>> {
         let name = lookup_name(&release_for(program)?);
         let Ok(text) = fs::read(cache.path("lookups", &name)) else {
             return Ok(None);
@@ -61,7 +62,7 @@ impl Userland {
     pub fn fetch(
         cache: &Cache,
         mirrors: &Mirrors,
-        program: &Path,
+        program: &Program,
         note: &mut dyn FnMut(String),
     ) -> Result<Self> {
         let recipe = recipe::guest()?;
@@ -96,6 +97,20 @@ impl Userland {
     /// Where it is.
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Makes the lists of modules in `usr/lib/modules/RELEASE` of a tree anew: depmod(8).
+    ///
+    /// # Errors
+    /// Those of [`Userland::run`].
+    pub(super) fn list_modules(&self, tree: &Path, release: &str) -> Result<()> {
+        let words: [&OsStr; 3] = ["-b".as_ref(), tree.as_os_str(), release.as_ref()];
+        self.run("usr/bin/kmod", "depmod", &words)
+    }
+
+    /// Where a library or the loader of this name is.
+    pub(super) fn library(&self, name: &Path) -> PathBuf {
+        self.root.join(LIBRARIES).join(name)
     }
 
     /// Runs one of its programs on the host, with its own loader and libraries; `name` is what the program is called by.
@@ -134,16 +149,15 @@ fn lookup_name(release: &Release) -> String {
 }
 
 /// The oldest release whose C library is new enough for a program.
-fn release_for(program: &Path) -> Result<Release> {
+fn release_for(program: &Program) -> Result<Release> {
     let recipe = recipe::guest()?;
-    let needed = elf::glibc_needed(program)?;
+    let needed = program.glibc();
     let fits = |release: &Release| needed.is_none() || release.libc() >= needed;
     recipe.releases.into_iter().find(fits).ok_or_else(|| {
         let (major, minor) = needed.unwrap_or_default();
         cannot(format!(
-            "{} needs version {major}.{minor} of the C library, which no release in vm/guest.yaml has; build it for \
-             x86_64-unknown-linux-musl, or on an older release",
-            program.display()
+            "this graphtest needs version {major}.{minor} of the C library, which no release in vm/guest.yaml has; build it for \
+             x86_64-unknown-linux-musl, or on an older release"
         ))
     })
 }
