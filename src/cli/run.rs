@@ -12,7 +12,7 @@ use super::{setup, usage, vm};
 use crate::graphtest::event::Event;
 use crate::graphtest::known::Known;
 use crate::graphtest::report::{Report, Wanted};
-use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run, suited};
+use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run};
 use crate::graphtest::shard::Shard;
 use crate::graphtest::{Library, guest, load};
 
@@ -113,11 +113,6 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     };
     setup::raise_open_files();
     let stop = setup::interrupts()?;
-    let cells = if args.cells.any_backing() && failed.is_none() && guests.is_none() {
-        suited(cells, &register)
-    } else {
-        cells
-    };
     let (cells, part) = match args.shard.map(|shard| shard.take(cells.clone())) {
         None => (cells, None),
         Some(Ok((cells, part))) => (cells, Some(part)),

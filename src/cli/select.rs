@@ -38,19 +38,13 @@ pub(super) struct CellArgs {
     /// What to test [default: every built-in driver that can run here]
     #[arg(long, value_name = "T,...", value_delimiter = ',')]
     pub(super) target: Vec<String>,
-    /// What the drivers' homes live on [default: the current directory, and a tmpfs]
+    /// What the drivers' homes live on [default: the current directory, and a tmpfs; for a driver that needs a certain
+    /// filesystem, the first that is made with it]
     #[arg(long, value_name = "BACKING,...", value_delimiter = ',')]
     pub(super) on: Vec<Backing>,
     /// The cells of a file, such as ci/host.yaml; each counts as asked for by name, but for those that are optional
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "on"])]
     pub(super) matrix: Option<PathBuf>,
-}
-
-impl CellArgs {
-    /// Whether the backings are left open.
-    pub(super) fn any_backing(&self) -> bool {
-        self.on.is_empty() && self.matrix.is_none()
-    }
 }
 
 /// The built-in suites, or those of files.
@@ -133,25 +127,23 @@ fn of_matrix(file: &Path, library: &Library) -> anyhow::Result<Vec<Cell>> {
 }
 
 fn of_names(args: &CellArgs, failed: Option<&Report>) -> anyhow::Result<Vec<Cell>> {
-    let mut backings = if args.on.is_empty() {
-        Backing::defaults()
-    } else {
-        args.on.clone()
-    };
-    if let (true, Some(report)) = (args.on.is_empty(), failed) {
+    // After an earlier run, where it ran.
+    let earlier = failed.map(|report| {
         let names: BTreeSet<&str> = report.cells.iter().map(|c| c.backing.as_str()).collect();
-        backings = names
-            .into_iter()
-            .map(Backing::from_str)
-            .collect::<Result<_, _>>()
-            .map_err(usage)?;
-    }
+        names.into_iter().map(Backing::from_str).collect()
+    });
+    let earlier: Option<Vec<Backing>> = earlier.transpose().map_err(usage)?;
     let named = Named {
         target: !args.target.is_empty(),
         backing: !args.on.is_empty(),
     };
     let mut cells = Vec::new();
     for target in targets(&args.target)? {
+        let backings = match (&earlier, args.on.is_empty()) {
+            (_, false) => args.on.clone(),
+            (Some(earlier), true) => earlier.clone(),
+            (None, true) => Backing::defaults(target.filesystem()),
+        };
         for (i, backing) in backings.iter().enumerate() {
             if backings[..i].contains(backing) {
                 continue;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::drivers::registry;
+use crate::drivers::{filesystem, registry};
 use crate::graphdriver::{Driver, InitOptions, Registry, Result};
 
 /// A way to make drivers of one kind. Scenarios never ask for its name; it is for reports.
@@ -37,6 +37,11 @@ pub trait Target: Send + Sync + fmt::Debug {
     fn layout(&self) -> Option<&str> {
         None
     }
+
+    /// The filesystem that its homes must lie on, where it must be a certain one: a run that names no backing makes one of these.
+    fn filesystem(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Makes a driver on a home with options.
@@ -46,6 +51,7 @@ pub type FactoryFn = dyn Fn(&Path, &[String]) -> Result<Arc<dyn Driver>> + Send 
 pub struct Factory {
     name: String,
     layout: Option<String>,
+    filesystem: Option<String>,
     make: Box<FactoryFn>,
 }
 
@@ -58,6 +64,7 @@ impl Factory {
         Self {
             name: name.into(),
             layout: None,
+            filesystem: None,
             make: Box::new(make),
         }
     }
@@ -65,6 +72,12 @@ impl Factory {
     /// The same, with the on-disk layout of a built-in driver.
     pub fn with_layout(mut self, layout: impl Into<String>) -> Self {
         self.layout = Some(layout.into());
+        self
+    }
+
+    /// The same, for homes that must lie on this filesystem, as mount(8) calls it.
+    pub fn on_filesystem(mut self, filesystem: impl Into<String>) -> Self {
+        self.filesystem = Some(filesystem.into());
         self
     }
 }
@@ -90,6 +103,10 @@ impl Target for Factory {
     fn layout(&self) -> Option<&str> {
         self.layout.as_deref()
     }
+
+    fn filesystem(&self) -> Option<&str> {
+        self.filesystem.as_deref()
+    }
 }
 
 /// The built-in drivers, sorted by name.
@@ -98,7 +115,11 @@ pub fn built_in() -> Vec<Arc<dyn Target>> {
         let start = move |home: &Path, options: &[String]| {
             registry().start(name, home, &InitOptions::new(options))
         };
-        Arc::new(Factory::new(name, start).with_layout(name))
+        let factory = Factory::new(name, start).with_layout(name);
+        Arc::new(match filesystem(name) {
+            Some(filesystem) => factory.on_filesystem(filesystem),
+            None => factory,
+        })
     };
     registry().names().map(target).collect()
 }

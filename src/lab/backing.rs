@@ -27,9 +27,14 @@ impl Backing {
         }
     }
 
-    /// The backings a run uses when none is named.
-    pub fn defaults() -> Vec<Self> {
-        vec![Self::dir(None), Self::tmpfs()]
+    /// The backings a run uses when none is named: a directory and a tmpfs; for what must lie on a certain filesystem, the first that is
+    /// made with it.
+    pub fn defaults(filesystem: Option<&str>) -> Vec<Self> {
+        let mut made = Self::all().into_iter().filter(Self::is_made);
+        match filesystem.and_then(|fs| made.find(|backing| backing.kind.filesystem() == fs)) {
+            Some(backing) => vec![backing],
+            None => vec![Self::dir(None), Self::tmpfs()],
+        }
     }
 
     /// One of every kind, in the order of lists.

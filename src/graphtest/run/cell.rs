@@ -142,39 +142,3 @@ fn start_once(target: &dyn Target, dir: &Path) -> Result<Started, Cannot> {
         status: status.into_iter().collect(),
     })
 }
-
-/// The cells of targets that no backing was named for: those given, unless the driver says of each of them that it does not run there.
-/// Then the first made backing on which it starts; without any, those given.
-pub fn suited(cells: Vec<Cell>, register: &Register) -> Vec<Cell> {
-    let mut suited: Vec<Cell> = Vec::new();
-    let mut rest = cells.into_iter().peekable();
-    while let Some(first) = rest.next() {
-        let mut given = vec![first];
-        while let Some(next) = rest.next_if(|c| c.target.name() == given[0].target.name()) {
-            given.push(next);
-        }
-        let refused = given.iter().all(|c| {
-            let started = start(c, register);
-            matches!(started, Err(Cannot::NotSupported(_)))
-        });
-        let elsewhere = |backing: Backing| Cell {
-            backing,
-            ..given[0].clone()
-        };
-        let made = Backing::all().into_iter().filter(Backing::is_made);
-        let mut made = made.map(elsewhere);
-        match refused.then(|| made.find(|c| start(c, register).is_ok())) {
-            Some(Some(cell)) => suited.push(cell),
-            _ => suited.extend(given),
-        }
-    }
-    suited
-}
-
-/// Makes a cell ready and gives it back.
-fn start(cell: &Cell, register: &Register) -> Result<(), Cannot> {
-    let (provisioned, _) = prepare(cell, register)?;
-    // What could not be given back stays registered, and is told when the run's register is closed.
-    let _ = provisioned.give_back(register);
-    Ok(())
-}

@@ -10,7 +10,7 @@ mod status;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-pub use cell::{Cannot, Cell, Named, Started, prepare, suited};
+pub use cell::{Cannot, Cell, Named, Started, prepare};
 #[cfg(feature = "cli")]
 pub(crate) use judge::shell_words;
 pub use judge::{Required, Rules};

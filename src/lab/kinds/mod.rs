@@ -70,6 +70,14 @@ impl Kind {
         }
     }
 
+    /// The filesystem, as mount(8) calls it.
+    pub(super) fn filesystem(&self) -> &'static str {
+        match &self.recipe {
+            Recipe::Image(image) => image.fs_type,
+            Recipe::Dir | Recipe::Tmpfs | Recipe::Overlay(_) => self.name,
+        }
+    }
+
     /// What a filesystem that a scenario has for itself can do.
     pub(super) fn own_facts(&self) -> &'static [Fact] {
         match &self.recipe {
