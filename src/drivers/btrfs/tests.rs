@@ -116,7 +116,7 @@ const BASE: &str = r#"[
 #[case::removed_from_the_parent("[]", "[{remove: u}]", &["A /u", "A /u/v", "A /u/v/w"])]
 #[case::added_to_the_parent("[]", "[{file: u/x, text: x}]", &["C /u", "D /u/x"])]
 #[case::the_same_in_both("[{write: d/g, text: x}, {touch: d/g, mtime: '7'}]", "[{write: d/g, text: x}, {touch: d/g, mtime: '7'}]", &[])]
-#[case::a_number_in_both("[{file: n, text: x, mtime: '7'}]", "[{file: n, text: y, mtime: '7'}]", &["C /n"])]
+#[case::a_number_in_both("[{file: n, text: x, mtime: '7'}]", "[{file: n, text: longer, mtime: '7'}]", &["C /n"])]
 #[case::made_anew("[{remove: u}, {dir: u}, {dir: u/v}, {file: u/v/w, text: x, mtime: '100'}]", "[]", &["C /u", "C /u/v", "C /u/v/w"])]
 fn by_the_records(
     #[case] child: &str,
