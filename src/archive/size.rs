@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
 use super::walk::{self, Dirs, InodeKey, file_type, inode};
-use super::{Change, ChangeKind, Error};
+use super::{Change, ChangeKind, Error, Form};
 use crate::tree::TreePath;
 
 /// The size in bytes of what was added and modified below `root`. What is no longer there counts nothing. After moby's `ChangesSize`.
@@ -31,12 +31,23 @@ pub fn diff_size(root: BorrowedFd<'_>, changes: &[Change]) -> Result<u64, Error>
 /// # Errors
 /// A directory cannot be read.
 pub fn layer_size(root: BorrowedFd<'_>) -> Result<u64, Error> {
+    layer_size_in(root, Form::Plain)
+}
+
+/// As [`layer_size`], of a layer's own directory, without what its driver keeps there for itself.
+///
+/// # Errors
+/// As [`layer_size`].
+pub fn layer_size_in(root: BorrowedFd<'_>, form: Form) -> Result<u64, Error> {
     let sums = walk::in_parallel(TreePath::root(), |dir: TreePath, more, sum: &mut Sum| {
         let fail = |e: Errno| Error::io("read", &dir, e);
         let Some((fd, names)) = walk::list_dir(root, &dir).map_err(fail)? else {
             return Ok(());
         };
         for i in 0..names.len() {
+            if !matches!(form.listed(names.name(i)), Some((_, false))) {
+                continue;
+            }
             let Some(st) = walk::stat_if_there(fd.as_fd(), names.c_name(i)).map_err(fail)? else {
                 continue;
             };

@@ -1,7 +1,12 @@
 //! What the tests of this module share: directories, operations on them, overlay mounts, operations by chance.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -116,6 +121,82 @@ impl Drop for Overlay {
     fn drop(&mut self) {
         sys::mount::umount_detach(&self.merged).expect("unmount");
     }
+}
+
+/// What aufs shows of branches (the uppermost first), made anew in `to` by its rules alone.
+pub fn union(branches: &[&Path], to: &Path) {
+    std::fs::create_dir_all(to).expect("mkdir");
+    for branch in branches.iter().rev() {
+        lay_over(branch, to, true, &mut HashMap::new());
+    }
+}
+
+fn lay_over(branch: &Path, to: &Path, root: bool, links: &mut HashMap<(u64, u64), PathBuf>) {
+    let mut names: Vec<OsString> = std::fs::read_dir(branch)
+        .expect("list")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    names.sort();
+    if !root && branch.join(".wh..wh..opq").exists() {
+        std::fs::remove_dir_all(to).expect("remove");
+        std::fs::create_dir(to).expect("mkdir");
+    }
+    let deleted = |name: &OsString| {
+        let hidden = name.as_bytes().strip_prefix(b".wh.")?.to_vec();
+        (!hidden.starts_with(b".wh.")).then(|| OsString::from_vec(hidden))
+    };
+    for name in names.iter().filter_map(deleted) {
+        remove(&to.join(name));
+    }
+    for name in names.iter().filter(|n| !n.as_bytes().starts_with(b".wh.")) {
+        let (from, to) = (branch.join(name), to.join(name));
+        let st = std::fs::symlink_metadata(&from).expect("stat");
+        if st.is_dir() {
+            if !std::fs::symlink_metadata(&to).is_ok_and(|st| st.is_dir()) {
+                remove(&to);
+                std::fs::create_dir(&to).expect("mkdir");
+            }
+            lay_over(&from, &to, false, links);
+            continue;
+        }
+        remove(&to);
+        match links.entry((st.dev(), st.ino())) {
+            Entry::Occupied(first) => std::fs::hard_link(first.get(), &to).expect("link"),
+            Entry::Vacant(first) => {
+                copy(&from, &to);
+                first.insert(to);
+            }
+        }
+    }
+    copy_attributes(branch, to);
+}
+
+fn remove(path: &Path) {
+    match std::fs::symlink_metadata(path) {
+        Ok(st) if st.is_dir() => std::fs::remove_dir_all(path).expect("remove"),
+        Ok(_) => std::fs::remove_file(path).expect("remove"),
+        Err(_) => {}
+    }
+}
+
+/// Gives a directory the owner, mode, attributes and times of another.
+pub fn copy_attributes(from: &Path, to: &Path) {
+    let st = std::fs::metadata(from).expect("stat");
+    std::os::unix::fs::chown(to, Some(st.uid()), Some(st.gid())).expect("chown");
+    std::fs::set_permissions(to, st.permissions()).expect("chmod");
+    let (old, new) = (open(to), open(from));
+    for name in sys::xattr::visible(old.as_fd(), c"").expect("list").keys() {
+        let name = CString::new(name.clone()).expect("a name");
+        sys::xattr::remove(old.as_fd(), c"", &name).expect("remove an attribute");
+    }
+    for (name, value) in sys::xattr::visible(new.as_fd(), c"").expect("list") {
+        let name = CString::new(name).expect("a name");
+        sys::xattr::set(old.as_fd(), c"", &name, &value).expect("set an attribute");
+    }
+    let times = std::fs::FileTimes::new().set_modified(st.modified().expect("a time"));
+    File::open(to)
+        .and_then(|f| f.set_times(times))
+        .expect("set times");
 }
 
 /// Lists of operations on few names, so that they meet often; many of them fail.

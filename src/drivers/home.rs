@@ -198,6 +198,14 @@ impl Home {
         }
     }
 
+    /// A further directory of the driver's own, made if need be.
+    pub fn directory(&self, name: &str) -> Result<OwnedFd> {
+        let path = self.path.join(name);
+        make_dir_if_missing(&path)?;
+        own_directory(&path, self.root.gid)?;
+        open_dir(rustix::fs::CWD, &path).map_err(|e| Error::io("open", path, e))
+    }
+
     /// The directory of the layers.
     pub fn layers_dir(&self) -> BorrowedFd<'_> {
         self.layers_dir.as_fd()
@@ -205,13 +213,18 @@ impl Home {
 
     /// Removes a layer: it is gone from its name at once, and then deleted. That it does not exist is success.
     pub fn discard(&self, id: &LayerId) -> Result<()> {
+        self.set_aside(id)?.map_or(Ok(()), |aside| aside.delete())
+    }
+
+    /// The first half of [`Home::discard`]: the layer is gone from its name. `None` when there is none.
+    pub fn set_aside(&self, id: &LayerId) -> Result<Option<Aside<'_>>> {
         let path = self.layer_path(id);
         let failed = |op| {
             let path = &path;
             move |e: Errno| Error::io(op, path, e)
         };
         if !self.has(id) {
-            return Ok(());
+            return Ok(None);
         }
         // Locked before it has the temporary name, so that nobody else deletes at the same time. A directory that cannot be
         // opened (an ordinary user's with mode 0) goes without.
@@ -222,11 +235,14 @@ impl Home {
         }
         let name = temporary_name(REMOVING);
         match renameat(&self.layers_dir, id.as_str(), &self.layers_dir, &name) {
-            Ok(()) => {}
-            Err(Errno::NOENT) => return Ok(()),
-            Err(e) => return Err(failed("rename")(e)),
+            Ok(()) => Ok(Some(Aside {
+                home: self,
+                name,
+                _lock: lock,
+            })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(failed("rename")(e)),
         }
-        self.delete(&name)
     }
 
     fn delete(&self, name: &str) -> Result<()> {
@@ -281,6 +297,21 @@ impl Home {
             Ok(())
         })
         .map_err(failed)
+    }
+}
+
+/// A layer that has lost its name and is still to be deleted; the next start on the home does what is left undone.
+#[derive(Debug)]
+pub(super) struct Aside<'h> {
+    home: &'h Home,
+    name: String,
+    _lock: Option<OwnedFd>,
+}
+
+impl Aside<'_> {
+    /// Deletes it.
+    pub fn delete(self) -> Result<()> {
+        self.home.delete(&self.name)
     }
 }
 
@@ -445,18 +476,32 @@ pub(super) fn write_atomically(
         return fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"));
     }
     let temporary = format!(".{name}-{}", temporary_name(""));
-    let flags = flags | OFlags::EXCL;
-    let written = openat(dir, &temporary, flags, Mode::from_raw_mode(mode))
-        .map_err(failed("create"))
-        .and_then(|file| {
-            fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"))?;
-            sys::copy::write_all_at(file.as_fd(), content, 0).map_err(failed("write"))?;
-            rustix::fs::fsync(&file).map_err(failed("sync"))
-        })
-        .and_then(|()| renameat(dir, &temporary, dir, name).map_err(failed("rename")));
-    if written.is_err() {
+    write_synced(dir, &temporary, content, mode)?;
+    let renamed = renameat(dir, &temporary, dir, name).map_err(failed("rename"));
+    if renamed.is_err() {
         // The first failure is the one to tell.
         let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
+    }
+    renamed
+}
+
+/// Writes a new file and has its content on the disk; after an error there is none.
+pub(super) fn write_synced(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> Result<()> {
+    let failed = |op| move |e: Errno| Error::io(op, name, e);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
+    let written = fchmod(&file, Mode::from_raw_mode(mode))
+        .map_err(failed("change the mode of"))
+        .and_then(|()| sys::copy::write_all_at(file.as_fd(), content, 0).map_err(failed("write")))
+        .and_then(|()| rustix::fs::fsync(&file).map_err(failed("sync")));
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
     }
     written
 }
@@ -516,6 +561,13 @@ pub(super) fn set_owner_and_mode(
         Some(Gid::from_raw(owner.gid)),
     )?;
     fchmod(dir, Mode::from_raw_mode(mode))
+}
+
+/// Locks a directory as a whole, through a descriptor of its own; it is free again when that is dropped.
+pub(super) fn lock_dir(dir: BorrowedFd<'_>, how: FlockOperation) -> Result<OwnedFd, Errno> {
+    let own = open_dir(dir, ".")?;
+    flock(&own, how)?;
+    Ok(own)
 }
 
 /// Opens a directory by one name, never following a symbolic link.

@@ -1,5 +1,6 @@
 //! The built-in drivers.
 
+pub mod aufs;
 pub mod btrfs;
 pub(crate) mod copy;
 pub mod fuse_overlayfs;
@@ -20,6 +21,7 @@ use crate::graphdriver::{InitFunc, Registry};
 
 /// Every built-in driver: one line each, with the filesystem that its homes must lie on, where it must be a certain one.
 const BUILT_IN: &[(&str, InitFunc, Option<&str>)] = &[
+    (aufs::NAME, aufs::init, None),
     (btrfs::NAME, btrfs::init, Some("btrfs")),
     (fuse_overlayfs::NAME, fuse_overlayfs::init, None),
     (overlay::NAME, overlay::init, None),

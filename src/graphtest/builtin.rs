@@ -28,6 +28,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "power",
     "reflinks",
     "btrfs",
+    "aufs",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

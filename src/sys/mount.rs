@@ -81,6 +81,19 @@ pub fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
     Ok(rustix::mount::mount_remount(target, flags, "")?)
 }
 
+/// Hands the filesystem that is mounted at `target` further options as text (`MS_REMOUNT`).
+///
+/// # Errors
+/// The errno of the call; `EINVAL` when `data` holds NUL, or an option is not known.
+pub fn remount_with(target: &Path, data: &[u8]) -> io::Result<()> {
+    let data = CString::new(data)?;
+    Ok(rustix::mount::mount_remount(
+        target,
+        MountFlags::empty(),
+        data.as_c_str(),
+    )?)
+}
+
 /// Makes the mount at `path` private: mounts below it neither propagate to other namespaces nor come from there.
 ///
 /// # Errors

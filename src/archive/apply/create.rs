@@ -231,12 +231,19 @@ impl Applier<'_> {
             return refused("a hard link to the root");
         };
         let missing = || Fault::Refused(format!("the hard link's target {name} does not exist"));
-        let dir = self.directory(&dir, Missing::Leave)?.ok_or_else(missing)?;
+        let below = match self.lowers {
+            Some(_) => Missing::MakeIfShown,
+            None => Missing::Leave,
+        };
+        let dir = self.directory(&dir, below)?.ok_or_else(missing)?;
         let target = dir.join(name.base());
         if target == *path || target.is_below(path) {
             return refused("a hard link to itself");
         }
-        let st = self.stat(&target)?.ok_or_else(missing)?;
+        let st = match self.stat(&target)? {
+            Some(st) => st,
+            None => self.copy_up(&target)?.ok_or_else(missing)?,
+        };
         if FileType::from_raw_mode(st.st_mode) == FileType::Directory {
             return refused("a hard link to a directory");
         }
@@ -339,7 +346,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn set_xattr(
+    pub(super) fn set_xattr(
         &self,
         dir: BorrowedFd<'_>,
         base: &CStr,
@@ -372,11 +379,11 @@ impl Applier<'_> {
     }
 }
 
-fn uid(owner: Owner) -> Option<Uid> {
+pub(super) fn uid(owner: Owner) -> Option<Uid> {
     Some(Uid::from_raw(owner.uid))
 }
 
-fn gid(owner: Owner) -> Option<Gid> {
+pub(super) fn gid(owner: Owner) -> Option<Gid> {
     Some(Gid::from_raw(owner.gid))
 }
 
@@ -401,7 +408,7 @@ fn remove_xattrs(
 }
 
 /// chmod(2) of what was just made and must not be opened; anything that was put in its place meanwhile is left alone.
-fn chmod_node(
+pub(super) fn chmod_node(
     dir: BorrowedFd<'_>,
     base: &CStr,
     kind: FileType,

@@ -10,6 +10,9 @@
 //! - of two entries of one name the last wins;
 //! - the root's own entry is read over: a layer's root belongs to its driver.
 
+#[cfg(test)]
+mod branch_tests;
+mod copy_up;
 mod create;
 mod dirs;
 mod fault;
@@ -252,17 +255,10 @@ impl<'a> Applier<'a> {
     }
 
     /// What the layers below show at `path`, which the layer itself does not have.
-    fn below(&self, path: &TreePath) -> Outcome<Option<Below<'a>>> {
-        let Some(lowers) = self.lowers else {
+    fn below(&mut self, path: &TreePath) -> Outcome<Option<Below<'a>>> {
+        let Some((root, st)) = self.shown_below(path)? else {
             return Ok(None);
         };
-        if self.is_hidden(path) {
-            return Ok(None);
-        }
-        let Some((number, st)) = lowers.look(path).on("look up below", path)? else {
-            return Ok(None);
-        };
-        let root = lowers.roots[number];
         match file_type(&st) {
             FileType::Directory => Ok(Some(Below::Dir(root, st))),
             FileType::Symlink => {
@@ -275,20 +271,53 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Whether this archive hid what the layers below have at `path`: by a deletion of it, or by an opaque directory above it.
-    fn is_hidden(&self, path: &TreePath) -> bool {
-        let mut at = path.clone();
-        if self.hidden.contains(&self.key(&at)) {
-            return true;
+    /// The entry at `path` of the layers below, and the root of the one that has it, when the layer itself does not hide it.
+    fn shown_below(&mut self, path: &TreePath) -> Outcome<Option<(BorrowedFd<'a>, Statx)>> {
+        let Some(lowers) = self.lowers else {
+            return Ok(None);
+        };
+        if self.hidden.contains(&self.key(path))
+            || self.is_deleted(path)?
+            || self.is_covered(path)?
+        {
+            return Ok(None);
         }
-        while let Some(above) = at.parent() {
-            let key = self.key(&above);
+        let found = lowers.look(path).on("look up below", path)?;
+        Ok(found.map(|(number, st)| (lowers.roots[number], st)))
+    }
+
+    /// Whether an earlier archive left a file that says that `path` is deleted.
+    fn is_deleted(&mut self, path: &TreePath) -> Outcome<bool> {
+        if self.options.form != Form::Aufs {
+            return Ok(false);
+        }
+        // A name too long to have a marker has none.
+        let marker = self.stat(&whiteout::marker_of(path));
+        Ok(matches!(marker, Ok(Some(_))))
+    }
+
+    /// Whether nothing of the layers below shows at `path`, since this archive deleted a directory above it, or one is opaque.
+    fn is_covered(&mut self, path: &TreePath) -> Outcome<bool> {
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            let key = self.key(&dir);
             if self.opaque.contains(&key) || self.hidden.contains(&key) {
-                return true;
+                return Ok(true);
             }
-            at = above;
+            if !dir.is_root() && self.lowers.is_some() {
+                let own = self.dirs.get(&dir).on("open", &dir)?;
+                if self
+                    .options
+                    .form
+                    .is_opaque(own.as_fd())
+                    .on("look at", &dir)?
+                {
+                    return Ok(true);
+                }
+            }
+            above = dir.parent();
         }
-        false
+        Ok(false)
     }
 
     /// What stands where a directory should.

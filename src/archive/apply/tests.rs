@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
@@ -14,9 +15,10 @@ use rstest::rstest;
 use rustix::fs::{RenameFlags, renameat_with};
 
 use crate::archive::manifest::{Data, Entry, Manifest, What, to_bytes};
-use crate::archive::testing::{Overlay, open, place, scanned};
+use crate::archive::testing::{Overlay, open, place, scanned, union};
 use crate::archive::{
-    Applied, ApplyOptions, Error, Form, IdMap, IdMaps, apply, apply_layer, layer_size,
+    Applied, ApplyOptions, ChangeKind, Error, Form, IdMap, IdMaps, apply, apply_layer,
+    layer_changes, layer_size, layer_size_in,
 };
 use crate::tree::op::Bytes;
 use crate::tree::{
@@ -580,5 +582,33 @@ proptest! {
         let diff = compare(&expected, &scanned(&overlay.merged), &without_times_of_directories());
         prop_assert!(diff.is_empty(), "through the mount: {diff}");
         prop_assert_eq!(applied.size, layer_size(own.as_fd()).unwrap());
+
+        let [branch, union_of] = ["branch", "union"].map(|name| dir.path().join(name));
+        fs::create_dir(&branch).unwrap();
+        let options = ApplyOptions { form: Form::Aufs, ..ApplyOptions::default() };
+        let own = open(&branch);
+        let applied = apply_layer(own.as_fd(), &[open(&lower).as_fd()], &mut &tar[..], &options).unwrap();
+        union(&[&branch, &lower], &union_of);
+        let diff = compare(&expected, &scanned(&union_of), &without_times_of_directories());
+        prop_assert!(diff.is_empty(), "as a branch: {diff}");
+        prop_assert_eq!(applied.size, layer_size_in(own.as_fd(), Form::Aufs).unwrap());
+        // What shows through nothing leaves nothing: every marker hides something.
+        let changed = layer_changes(own.as_fd(), &[open(&lower).as_fd()], Form::Aufs).unwrap();
+        let gone = changed.iter().filter(|c| c.kind == ChangeKind::Delete).count();
+        prop_assert!(markers(&branch) <= gone, "{changed:?}");
     }
+}
+
+/// Whiteouts below a directory, but for those in a directory that has a marker of its own.
+fn markers(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let count = |path: PathBuf| {
+        let name = path.file_name().unwrap().as_bytes().to_vec();
+        if path.is_dir() && !path.is_symlink() {
+            markers(&path)
+        } else {
+            usize::from(name.starts_with(b".wh.") && !name.starts_with(b".wh..wh."))
+        }
+    };
+    entries.map(count).sum()
 }

@@ -21,6 +21,12 @@ enum Left {
     Dir,
 }
 
+/// The file by which aufs says that `path` is deleted.
+pub(super) fn marker_of(path: &TreePath) -> TreePath {
+    let dir = path.parent().unwrap_or_default();
+    dir.join(&[WHITEOUT_PREFIX, path.base()].concat())
+}
+
 impl Applier<'_> {
     /// `name` was deleted from the layers below.
     pub(super) fn whiteout(&mut self, name: &TreePath) -> Outcome {
@@ -41,8 +47,11 @@ impl Applier<'_> {
         match (self.remove_old(&path)?, self.options.form) {
             (_, Form::Plain) | (Left::File, _) => Ok(()),
             (Left::Dir, _) => self.mark_opaque(&path),
-            (Left::Nothing, Form::Aufs) => self.aufs_marker(&path, WHITEOUT_PREFIX, path.base()),
-            (Left::Nothing, Form::Overlay | Form::OverlayUser) => self.overlay_whiteout(&path),
+            (Left::Nothing, form) if self.shows_below(&path)? => match form {
+                Form::Aufs => self.aufs_marker(&path, WHITEOUT_PREFIX, path.base()),
+                _ => self.overlay_whiteout(&path),
+            },
+            (Left::Nothing, _) => Ok(()),
         }
     }
 
@@ -54,15 +63,14 @@ impl Applier<'_> {
         if self.opaque.contains(&self.key(&dir)) {
             return Ok(());
         }
-        let overlay = matches!(self.options.form, Form::Overlay | Form::OverlayUser);
-        if dir.is_root() && overlay {
+        if dir.is_root() && self.options.form != Form::Plain {
             return self.opaque_root();
         }
         self.empty(&dir, Spare::Made)?;
         self.mark_opaque(&dir)
     }
 
-    /// overlayfs always merges the root, so everything that shows there is deleted one by one.
+    /// overlayfs and aufs always merge the root, so everything that shows there is deleted one by one.
     fn opaque_root(&mut self) -> Outcome {
         let Some(lowers) = self.lowers else {
             return refused("the root cannot be opaque where the layers below are not known");
@@ -115,20 +123,19 @@ impl Applier<'_> {
         xattr::set(dir.as_fd(), c"", name, b"y").on("make opaque", path)
     }
 
+    /// Whether the layers below may show something at `path`, which the layer itself does not have.
+    fn shows_below(&mut self, path: &TreePath) -> Outcome<bool> {
+        // overlayfs would list the device in an opaque directory.
+        if self.is_covered(path)? {
+            return Ok(false);
+        }
+        match self.lowers {
+            Some(lowers) => Ok(lowers.look(path).on("look up below", path)?.is_some()),
+            None => Ok(true),
+        }
+    }
+
     fn overlay_whiteout(&mut self, path: &TreePath) -> Outcome {
-        // Nothing shows through an opaque directory; overlayfs would list the device in it.
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if self.opaque.contains(&self.key(&dir)) {
-                return Ok(());
-            }
-            above = dir.parent();
-        }
-        if let Some(lowers) = self.lowers
-            && lowers.look(path).on("look up below", path)?.is_none()
-        {
-            return Ok(());
-        }
         let base = c_name(path);
         let dir = self.holder(path)?.as_fd();
         mknodat(dir, &base, FileType::CharacterDevice, Mode::empty(), 0).on("make whiteout", path)
@@ -153,8 +160,7 @@ impl Applier<'_> {
         if self.options.form != Form::Aufs {
             return Ok(false);
         }
-        let marker = [WHITEOUT_PREFIX, path.base()].concat();
-        let marker = path.parent().unwrap_or_default().join(&marker);
+        let marker = marker_of(path);
         match self.stat(&marker) {
             Ok(Some(st)) => self.unlink(&marker, &st).map(|()| true),
             Ok(None) => Ok(false),

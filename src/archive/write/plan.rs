@@ -7,6 +7,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::archive::changes::with_parents;
+use crate::archive::form::WHITEOUT;
 use crate::archive::walk::{self, Dirs, InodeKey, Names, file_type, inode};
 use crate::archive::{Change, ChangeKind, Error};
 use crate::tree::TreePath;
@@ -66,6 +67,10 @@ fn names_of(root: BorrowedFd<'_>, inodes: &HashMap<InodeKey, u32>) -> Result<Vec
                 return Ok(());
             };
             for i in 0..names.len() {
+                // No archive can hold such a name, and aufs has further names of its own for what it keeps.
+                if names.name(i).starts_with(WHITEOUT) {
+                    continue;
+                }
                 let st = walk::stat_if_there(fd.as_fd(), names.c_name(i)).map_err(fail)?;
                 let Some(st) = st else { continue };
                 if file_type(&st) == FileType::Directory {

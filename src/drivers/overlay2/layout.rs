@@ -7,10 +7,10 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, flock, readlinkat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, readlinkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
-use super::super::home::{Home, excerpt, has_entry, open_dir, read_text};
+use super::super::home::{Home, excerpt, has_entry, lock_dir, open_dir, read_text};
 use super::super::overlayfs::COMMITTED;
 use crate::graphdriver::{Error, LayerId, Result};
 
@@ -135,14 +135,8 @@ impl Links {
 
     /// Holds off the sweep of a driver that is just starting, while a link exists whose layer has not its name yet.
     pub fn being_made(&self) -> Result<OwnedFd> {
-        self.locked(FlockOperation::LockShared)
+        lock_dir(self.dir.as_fd(), FlockOperation::LockShared)
             .map_err(|e| Error::io("lock", LINKS, e))
-    }
-
-    fn locked(&self, how: FlockOperation) -> Result<OwnedFd, Errno> {
-        let dir = open_dir(self.dir.as_fd(), ".")?;
-        flock(&dir, how)?;
-        Ok(dir)
     }
 
     /// Makes a short name lead to a layer.
@@ -202,7 +196,8 @@ impl Links {
 
     /// Removes links whose layer is gone or has another short name, and makes those again that were lost.
     pub fn mend(&self, home: &Home, layers: &[LayerId]) -> Result<()> {
-        let _lock = match self.locked(FlockOperation::NonBlockingLockExclusive) {
+        let exclusive = FlockOperation::NonBlockingLockExclusive;
+        let _lock = match lock_dir(self.dir.as_fd(), exclusive) {
             Ok(lock) => lock,
             // Another driver makes a layer on this home right now, so somebody did this when it started.
             Err(Errno::WOULDBLOCK) => return Ok(()),

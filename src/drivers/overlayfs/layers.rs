@@ -15,7 +15,7 @@ use crate::drivers::home::{Home, detach, unmount_below, write_atomically};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 
-/// The mount point in a layer's directory; it is there only while the layer is mounted.
+/// The mount point in a layer's directory, where the mounter says nothing else; it is there only while the layer is mounted.
 pub(in crate::drivers) const MERGED: &str = "merged";
 
 /// The file that says that a layer has children and is shown read-only. moby has it from 19.03 on (moby#39780).
@@ -58,7 +58,7 @@ impl Mounts {
 
     /// Counts a use and shows the layer, which is mounted unless it is already.
     pub fn get(&self, home: &Home, id: &LayerId, view: View, label: &str) -> Result<PathBuf> {
-        let merged = home.layer_path(id).join(MERGED);
+        let merged = self.point(home, id);
         let mut plain = self.plain();
         if let View::Plain(path) | View::ReadOnly(path) = &view {
             // Whoever has it already as it is has it until the last of them puts it: every get gives the same path.
@@ -98,7 +98,7 @@ impl Mounts {
                 return Ok(());
             }
         }
-        let merged = home.layer_path(id).join(MERGED);
+        let merged = self.point(home, id);
         if self.counter.decrement(&merged) > 0 {
             return Ok(());
         }
@@ -108,7 +108,7 @@ impl Mounts {
     /// Unmounts the layer whoever uses it, and forgets that.
     pub fn release(&self, home: &Home, id: &LayerId) -> Result<()> {
         self.plain().remove(id);
-        let merged = home.layer_path(id).join(MERGED);
+        let merged = self.point(home, id);
         self.counter.forget(&merged);
         // An earlier process may have mounted it twice.
         while sys::mount::is_mount_point(&merged).unwrap_or(false) {
@@ -134,14 +134,11 @@ impl Mounts {
                 .path
                 .strip_prefix(home.path())
                 .unwrap_or(Path::new(""));
-            if inside
-                .components()
-                .nth(1)
-                .is_some_and(|c| c.as_os_str() == MERGED)
-            {
-                let done = match inside.components().count() {
-                    2 => self.take_away(&mount.path),
-                    _ => detach(&mount.path),
+            if let Some(point) = self.point_above(inside) {
+                let done = if inside == point {
+                    self.take_away(&mount.path)
+                } else {
+                    detach(&mount.path)
                 };
                 if first.is_ok() {
                     first = done;
@@ -155,10 +152,26 @@ impl Mounts {
 
     /// Whether somebody has the layer now.
     pub fn in_use(&self, home: &Home, id: &LayerId) -> bool {
-        let merged = home.layer_path(id).join(MERGED);
         self.plain().contains_key(id)
-            || self.counter.count(&merged) > 0
-            || sys::mount::is_mount_point(&merged).unwrap_or(false)
+            || self.counter.count(&self.point(home, id)) > 0
+            || self.is_mounted(home, id)
+    }
+
+    /// Whether the layer is mounted now, by whomever.
+    pub fn is_mounted(&self, home: &Home, id: &LayerId) -> bool {
+        sys::mount::is_mount_point(&self.point(home, id)).unwrap_or(false)
+    }
+
+    /// Where the layer is mounted.
+    fn point(&self, home: &Home, id: &LayerId) -> PathBuf {
+        home.path().join(self.mounter.mount_point(id.as_str()))
+    }
+
+    /// The mount point of a layer that a path in the home is, or lies below.
+    fn point_above(&self, inside: &Path) -> Option<PathBuf> {
+        let ids = inside.iter().filter_map(|part| part.to_str()).take(2);
+        let mut points = ids.map(|id| self.mounter.mount_point(id));
+        points.find(|point| inside.starts_with(point))
     }
 
     fn show(
@@ -183,7 +196,7 @@ impl Mounts {
                 home: home.path(),
                 lowers,
                 upper: upper.clone(),
-                target: Path::new(id.as_str()).join(MERGED),
+                target: self.mounter.mount_point(id.as_str()),
                 options: self.mounter.options(),
                 label,
             }),
@@ -193,6 +206,9 @@ impl Mounts {
     /// Unmounts and removes the mount point; removing it also drops copies of the mount in other namespaces (Linux 3.18).
     fn take_away(&self, merged: &Path) -> Result<()> {
         self.mounter.unmount(merged)?;
+        if self.mounter.keeps_mount_points() {
+            return Ok(());
+        }
         match rustix::fs::rmdir(merged) {
             // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only
             // it stays, empty, until the next put.

@@ -1,8 +1,9 @@
 //! What shows the layers of an overlay: the kernel's own filesystem, or a program.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::layers::MERGED;
 use super::mount::{MAX_LOWERS, OverlayMount};
 use super::probe::Support;
 use crate::archive::Form;
@@ -18,6 +19,16 @@ pub(in crate::drivers) trait Mounter: fmt::Debug + Send + Sync {
     /// Options that every mount gets.
     fn options(&self) -> &[&'static str] {
         &[]
+    }
+
+    /// Where a layer is mounted, relative to the home: two names, of which one is its id.
+    fn mount_point(&self, id: &str) -> PathBuf {
+        Path::new(id).join(MERGED)
+    }
+
+    /// Whether mount points stay when nothing is mounted on them.
+    fn keeps_mount_points(&self) -> bool {
+        false
     }
 
     /// Mounts it.
