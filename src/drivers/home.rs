@@ -32,6 +32,9 @@ use crate::tree::Owner;
 pub(super) const MAKING: &str = ".new-";
 const REMOVING: &str = ".rm-";
 
+/// Names of small files being written begin so.
+pub(super) const TEMPORARY: &str = ".tmp-";
+
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
@@ -475,7 +478,8 @@ pub(super) fn write_atomically(
         let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
         return fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"));
     }
-    let temporary = format!(".{name}-{}", temporary_name(""));
+    // Not made from the name, which may be as long as names can be.
+    let temporary = temporary_name(TEMPORARY);
     write_synced(dir, &temporary, content, mode)?;
     let renamed = renameat(dir, &temporary, dir, name).map_err(failed("rename"));
     if renamed.is_err() {

@@ -3,6 +3,7 @@
 pub mod aufs;
 pub mod btrfs;
 pub(crate) mod copy;
+pub mod devicemapper;
 pub mod fuse_overlayfs;
 mod home;
 pub mod overlay;
@@ -23,6 +24,7 @@ use crate::graphdriver::{InitFunc, Registry};
 const BUILT_IN: &[(&str, InitFunc, Option<&str>)] = &[
     (aufs::NAME, aufs::init, None),
     (btrfs::NAME, btrfs::init, Some("btrfs")),
+    (devicemapper::NAME, devicemapper::init, None),
     (fuse_overlayfs::NAME, fuse_overlayfs::init, None),
     (overlay::NAME, overlay::init, None),
     (overlay2::NAME, overlay2::init, None),

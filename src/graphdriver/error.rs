@@ -62,6 +62,9 @@ pub enum Error {
     /// A limit on size was asked for where none can be kept.
     #[error("the size option cannot be enforced here: {0}")]
     QuotaNotSupported(String),
+    /// What the driver keeps its layers in has no room left.
+    #[error("no room left: {0}")]
+    NoSpace(String),
     /// The chain would be longer than the driver can mount.
     #[error("layer {id} would be layer {depth} of its chain; at most {limit} can be mounted")]
     TooDeep {
@@ -155,6 +158,7 @@ impl Error {
     /// The errno of a system call that failed, on the driver's own files or on an entry of an archive.
     pub fn errno(&self) -> Option<Errno> {
         match self {
+            Self::NoSpace(_) => Some(Errno::NOSPC),
             Self::Io { source, .. } | Self::Archive(crate::archive::Error::Io { source, .. }) => {
                 Errno::from_io_error(source)
             }
@@ -185,7 +189,7 @@ impl Error {
             Self::Damaged { .. } => ErrorClass::Damaged,
             Self::Archive(e) if e.is_of_the_disk() => ErrorClass::Other,
             Self::Archive(_) => ErrorClass::Archive,
-            Self::Io { .. } | Self::Other(_) => ErrorClass::Other,
+            Self::Io { .. } | Self::NoSpace(_) | Self::Other(_) => ErrorClass::Other,
         }
     }
 }

@@ -11,7 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::kinds;
+use super::{devices, kinds};
 use crate::sys::loopdev;
 use crate::sys::mount::{mount_table, umount_below, umount_detach};
 use crate::sys::ns::{enter_private_mount_ns, in_mount_ns_of};
@@ -161,6 +161,7 @@ pub(super) fn unmount_elsewhere(dir: &Path) -> Result<(), String> {
 
 /// Detaches the loop devices behind which a file in `dir` is, which nothing has mounted any more, and waits until they are free.
 pub(super) fn free_loops(dir: &Path) -> Result<(), String> {
+    devices::take_down_of_run(dir).map_err(|e| e.to_string())?;
     let until = Instant::now() + PATIENCE;
     loop {
         let attached = match loopdev::attached() {

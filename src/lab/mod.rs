@@ -3,6 +3,7 @@
 mod backing;
 mod clean;
 mod damage;
+mod devices;
 mod facts;
 mod kinds;
 mod leftover;
@@ -10,7 +11,6 @@ mod made;
 mod overlay;
 mod own;
 mod power;
-mod program;
 mod provision;
 mod stack;
 #[cfg(test)]
@@ -23,8 +23,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::sys::program;
+
 pub use backing::Backing;
 pub use clean::{Cleaned, clean, dead_runs};
+pub(crate) use devices::take_down as take_down_devices;
 pub use facts::{Fact, Facts};
 pub use leftover::enter_mount_namespace;
 pub use made::{Register, state_dir};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Fresh;
 use super::damage::{self, Damage};
+use super::devices;
 use super::kinds::{Image, Kind, Recipe};
 use super::overlay;
 use super::power;
@@ -176,6 +177,7 @@ impl Stack {
     /// What still holds on to it.
     pub(super) fn unmount(&mut self) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;
+        devices::take_down(&self.base).map_err(|e| e.to_string())?;
         umount_below(&self.base).map_err(|e| e.to_string())?;
         for device in &self.devices {
             // A filesystem that is in use, here or in another mount namespace, keeps the device from being opened for one alone.

@@ -4,9 +4,10 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, RawDir, ResolveFlags};
+use rustix::fs::{CWD, Dev, FileType, RawDir, ResolveFlags, mknodat};
 pub use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -157,6 +158,32 @@ pub fn remove_all(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         remove_all(std::os::fd::AsFd::as_fd(&sub), child)?;
     }
     unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+/// The node of a block device: the usual one, or, where that is missing or another device's (a container's `/dev` gets none), one of the
+/// same name made in `nodes`.
+///
+/// # Errors
+/// There is none, and none can be made.
+pub fn block_node(usual: &Path, device: Dev, nodes: &Path) -> io::Result<PathBuf> {
+    let is_it = |path: &Path| {
+        let found = std::fs::symlink_metadata(path);
+        found.is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device)
+    };
+    if is_it(usual) {
+        return Ok(usual.to_owned());
+    }
+    let own = nodes.join(usual.file_name().unwrap_or_default());
+    let mode = Mode::from_raw_mode(0o600);
+    match mknodat(CWD, &own, FileType::BlockDevice, mode, device) {
+        Err(Errno::EXIST) if is_it(&own) => Ok(own),
+        Err(e) => {
+            let e = io::Error::from(e);
+            let what = format!("mknod {}: {e}", own.display());
+            Err(io::Error::new(e.kind(), what))
+        }
+        Ok(()) => Ok(own),
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,12 @@ const WAIT_SYNC: Opcode = opcode::write::<u64>(0x94, 22);
 /// `BTRFS_IOC_FORGET_DEV`, since Linux 5.5.
 const FORGET_DEV: Opcode = opcode::write::<VolArgs>(0x94, 5);
 
+/// `EXT4_IOC_RESIZE_FS`.
+const RESIZE_EXT4: Opcode = opcode::write::<u64>(b'f', 16);
+/// `XFS_IOC_FSGEOMETRY_V1` and `XFS_IOC_FSGROWFSDATA` of xfs_fs.h.
+const XFS_GEOMETRY: Opcode = opcode::read::<XfsGeometry>(b'X', 100);
+const XFS_GROW: Opcode = opcode::write::<XfsGrow>(b'X', 110);
+
 /// `BTRFS_IOC_QUOTA_CTL`.
 const QUOTA_CTL: Opcode = opcode::read_write::<QuotaControl>(0x94, 40);
 
@@ -49,6 +55,47 @@ pub fn commit_btrfs(dir: &File) -> io::Result<()> {
     let transaction = unsafe { ioctl(dir, Getter::<START_SYNC, u64>::new()) }?;
     // SAFETY: as above.
     Ok(unsafe { ioctl(dir, Setter::<WAIT_SYNC, u64>::new(transaction)) }?)
+}
+
+/// Makes the mounted ext4 that holds `dir` so many of its blocks large, at most as many as its device has.
+///
+/// # Errors
+/// `ENOTTY` on another filesystem, `ENOSPC` when the device is smaller, `EPERM`.
+pub fn grow_ext4(dir: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: EXT4_IOC_RESIZE_FS reads the number of blocks.
+    Ok(unsafe { ioctl(dir, Setter::<RESIZE_EXT4, u64>::new(blocks)) }?)
+}
+
+/// `struct xfs_fsop_geom_v1` of xfs_fs.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct XfsGeometry {
+    before: [u32; 7],
+    /// Which part of the space inodes may take, in percent.
+    inodes: u32,
+    after: [u64; 10],
+}
+
+/// `struct xfs_growfs_data` of xfs_fs.h.
+#[repr(C)]
+struct XfsGrow {
+    blocks: u64,
+    inodes: u32,
+}
+
+/// Makes the mounted xfs that holds `dir` so many of its blocks large, at most as many as its device has.
+///
+/// # Errors
+/// `ENOTTY` on another filesystem, `EINVAL` when the device is smaller, `EPERM`.
+pub fn grow_xfs(dir: &File, blocks: u64) -> io::Result<()> {
+    // SAFETY: XFS_IOC_FSGEOMETRY_V1 writes a struct xfs_fsop_geom_v1.
+    let is = unsafe { ioctl(dir, Getter::<XFS_GEOMETRY, XfsGeometry>::new()) }?;
+    let to = XfsGrow {
+        blocks,
+        inodes: is.inodes,
+    };
+    // SAFETY: XFS_IOC_FSGROWFSDATA reads a struct xfs_growfs_data.
+    Ok(unsafe { ioctl(dir, Setter::<XFS_GROW, XfsGrow>::new(to)) }?)
 }
 
 /// How a btrfs counts what its subvolumes hold.

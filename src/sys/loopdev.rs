@@ -7,18 +7,21 @@ use std::io;
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::libc;
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::makedev;
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl};
+
+use super::fs::block_node;
 
 /// The opcodes of loop(4); they are older than the scheme for numbering them.
 const LOOP_CLR_FD: Opcode = 0x4C01;
 const LOOP_GET_STATUS64: Opcode = 0x4C05;
+const LOOP_SET_CAPACITY: Opcode = 0x4C07;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 /// The device is given up when nobody has it open or mounted any more.
@@ -26,7 +29,7 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 /// The page cache of the file is passed by.
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// The major number of loop devices.
-const MAJOR: u32 = 7;
+pub const MAJOR: u32 = 7;
 
 /// `struct loop_info64` of linux/loop.h.
 #[repr(C)]
@@ -168,23 +171,8 @@ fn empty_info() -> LoopInfo {
 
 /// The node of a loop device: the machine's, or one made in `nodes`.
 fn node_of(number: u32, nodes: &Path) -> io::Result<PathBuf> {
-    let device = makedev(MAJOR, number);
     let usual = PathBuf::from(format!("/dev/loop{number}"));
-    if fs::metadata(&usual).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device) {
-        return Ok(usual);
-    }
-    let own = nodes.join(format!("loop{number}"));
-    let mode = Mode::from_raw_mode(0o600);
-    match mknodat(CWD, &own, FileType::BlockDevice, mode, device) {
-        Ok(()) | Err(Errno::EXIST) => Ok(own),
-        Err(e) => {
-            let e = io::Error::from(e);
-            Err(io::Error::new(
-                e.kind(),
-                format!("mknod {}: {e}", own.display()),
-            ))
-        }
-    }
+    block_node(&usual, makedev(MAJOR, number), nodes)
 }
 
 /// Every attached loop device of the machine with the path of the file behind it, as sysfs tells it. No device is opened.
@@ -220,21 +208,48 @@ pub fn file_behind(number: u32) -> Option<PathBuf> {
     Some(std::ffi::OsString::from_vec(path).into())
 }
 
+/// Makes loop device `number`, behind which is `image`, as large as that file is now; false when it is another's.
+///
+/// # Errors
+/// The device cannot be opened, or the errno of `LOOP_SET_CAPACITY`.
+pub fn follow_size(number: u32, image: &Path, nodes: &Path) -> io::Result<bool> {
+    let device = File::open(node_of(number, nodes)?)?;
+    if !is_behind(&device, image)? {
+        return Ok(false);
+    }
+    // SAFETY: LOOP_SET_CAPACITY takes no argument.
+    unsafe { ioctl(&device, NoArg::<LOOP_SET_CAPACITY>::new()) }?;
+    Ok(true)
+}
+
+/// Whether the file behind loop device `number` is `image`, by device and inode number.
+///
+/// # Errors
+/// The device cannot be opened; `NotFound` when there is no such file.
+pub fn is_of(number: u32, image: &Path, nodes: &Path) -> io::Result<bool> {
+    is_behind(&File::open(node_of(number, nodes)?)?, image)
+}
+
+/// Whether the file behind an open loop device is `image`, by device and inode number.
+fn is_behind(device: &File, image: &Path) -> io::Result<bool> {
+    let image = fs::metadata(image)?;
+    // SAFETY: LOOP_GET_STATUS64 writes a struct loop_info64.
+    match unsafe { ioctl(device, Getter::<LOOP_GET_STATUS64, LoopInfo>::new()) } {
+        Ok(info) => Ok((info.device, info.inode) == (image.dev(), image.ino())),
+        Err(Errno::NXIO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Detaches loop device `number` if the file behind it is `image`, by device and inode number; false when it is another, or none. One
 /// that is still in use goes with its last user.
 ///
 /// # Errors
 /// The device cannot be opened, or the errno of `LOOP_CLR_FD`.
 pub fn detach(number: u32, image: &Path, nodes: &Path) -> io::Result<bool> {
-    let image = fs::metadata(image)?;
-    let device = File::open(node_of(number, nodes)?)?;
     // As long as it is open here, the kernel does not give it to another file.
-    // SAFETY: LOOP_GET_STATUS64 writes a struct loop_info64.
-    let info = match unsafe { ioctl(&device, Getter::<LOOP_GET_STATUS64, LoopInfo>::new()) } {
-        Err(Errno::NXIO) => return Ok(false),
-        other => other?,
-    };
-    if (info.device, info.inode) != (image.dev(), image.ino()) {
+    let device = File::open(node_of(number, nodes)?)?;
+    if !is_behind(&device, image)? {
         return Ok(false);
     }
     // SAFETY: LOOP_CLR_FD takes no argument.

@@ -2,6 +2,7 @@
 
 pub mod btrfs;
 pub mod copy;
+pub mod dm;
 pub mod errno;
 pub mod fiemap;
 pub mod fs;
@@ -12,6 +13,7 @@ pub mod kvm;
 pub mod loopdev;
 pub mod mount;
 pub mod ns;
+pub mod program;
 pub mod ptrace;
 pub mod quota;
 pub mod remove;

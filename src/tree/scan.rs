@@ -20,6 +20,8 @@ pub struct ScanOptions {
     pub xattrs: bool,
     /// Names right below the root that are not part of the tree, such as `lost+found`.
     pub skip_at_root: Vec<Vec<u8>>,
+    /// Regular files of which neither content nor time is looked at.
+    pub unread: Vec<TreePath>,
 }
 
 impl Default for ScanOptions {
@@ -29,6 +31,7 @@ impl Default for ScanOptions {
             contents: true,
             xattrs: true,
             skip_at_root: vec![b"lost+found".to_vec()],
+            unread: Vec::new(),
         }
     }
 }
@@ -48,7 +51,7 @@ pub fn scan(root: BorrowedFd<'_>, options: &ScanOptions) -> io::Result<Tree> {
     };
     let own = fs::open_beneath(root, b"", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
     let entry = scanner
-        .entry(own.as_fd(), &CString::default())
+        .entry(own.as_fd(), &CString::default(), true)
         .map_err(|e| at(e, &TreePath::root()))?;
     scanner.tree.entries.insert(TreePath::root(), entry);
     // Depth first, with one descriptor open at a time: a deep tree must not run out of descriptors.
@@ -110,7 +113,10 @@ impl Scanner<'_> {
                 continue;
             }
             let child = path.join(name.to_bytes());
-            let entry = self.entry(dir.as_fd(), name).map_err(|e| at(e, &child))?;
+            let read = !self.options.unread.contains(&child);
+            let entry = self
+                .entry(dir.as_fd(), name, read)
+                .map_err(|e| at(e, &child))?;
             if entry.kind == Kind::Dir {
                 pending.push(child.clone());
             }
@@ -120,13 +126,14 @@ impl Scanner<'_> {
     }
 
     /// `name` in `dir`; the empty name is `dir` itself.
-    fn entry(&mut self, dir: BorrowedFd<'_>, name: &CString) -> io::Result<Entry> {
+    fn entry(&mut self, dir: BorrowedFd<'_>, name: &CString, read: bool) -> io::Result<Entry> {
         let mut flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         if name.is_empty() {
             flags |= AtFlags::EMPTY_PATH;
         }
         let st = rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS)?;
-        let kind = self.kind(dir, name, &st)?;
+        let kind = self.kind(dir, name, &st, read && self.options.contents)?;
+        let read = read || !matches!(kind, Kind::File(_));
         let xattrs = if self.options.xattrs {
             Some(xattr::visible(dir, name)?)
         } else {
@@ -140,7 +147,7 @@ impl Scanner<'_> {
                 uid: st.stx_uid,
                 gid: st.stx_gid,
             }),
-            mtime: Some(Timestamp {
+            mtime: read.then_some(Timestamp {
                 secs: st.stx_mtime.tv_sec,
                 nanos: st.stx_mtime.tv_nsec,
             }),
@@ -149,14 +156,20 @@ impl Scanner<'_> {
         })
     }
 
-    fn kind(&self, dir: BorrowedFd<'_>, name: &CString, st: &Statx) -> io::Result<Kind> {
+    fn kind(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &CString,
+        st: &Statx,
+        read: bool,
+    ) -> io::Result<Kind> {
         let rdev = Rdev {
             major: st.stx_rdev_major,
             minor: st.stx_rdev_minor,
         };
         Ok(match FileType::from_raw_mode(u32::from(st.stx_mode)) {
             FileType::Directory => Kind::Dir,
-            FileType::RegularFile if !self.options.contents => Kind::File(None),
+            FileType::RegularFile if !read => Kind::File(None),
             FileType::RegularFile => Kind::File(Some(content(dir, name, st)?)),
             FileType::Symlink => {
                 Kind::Symlink(rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes())
@@ -236,10 +249,21 @@ mod tests {
             contents: false,
             xattrs: false,
             skip_at_root: Vec::new(),
+            unread: vec![],
         };
         let tree = scan(dir.as_fd(), &bare).expect("scan");
         assert_eq!(tree.entries.len(), 4);
         assert!(tree.entries.values().all(|e| e.xattrs.is_none()));
+        std::fs::write(tmp.path().join("d/f"), "x").expect("write");
+        let unread = TreePath(b"d/f".to_vec());
+        let without = ScanOptions {
+            unread: vec![unread.clone(), TreePath(b"d".to_vec())],
+            ..ScanOptions::default()
+        };
+        let tree = scan(dir.as_fd(), &without).expect("scan");
+        assert_eq!(tree.entries[&unread].kind, Kind::File(None));
+        assert!(tree.entries[&unread].mtime.is_none());
+        assert!(tree.entries[&TreePath(b"d".to_vec())].mtime.is_some());
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl World<'_> {
             rest,
             before,
             after,
-            done: HomeState::of(&self.home)?,
+            done: HomeState::names(&self.home)?,
             touched,
         })
     }
@@ -263,7 +263,7 @@ impl World<'_> {
             .and_then(|()| self.run(crash.then))
             .map_err(|f| f.context("the steps again"))?;
         self.stop()?;
-        let now = HomeState::of(&self.home)?;
+        let now = HomeState::names(&self.home)?;
         if now.len() > crash.done.len() {
             return Err(Fail::lines(
                 format!(

@@ -177,17 +177,26 @@ impl World<'_> {
     }
 
     pub fn mounted(&self, s: &MountedStep) -> Done {
+        let home = self.home.canonicalize();
+        let home = home.unwrap_or_else(|_| self.home.clone());
         let Some(path) = self.paths.get(&s.id) else {
             return Err(Fail::new(format!(
                 "the scenario asks whether {} is mounted before it was got",
                 s.id
             )));
         };
-        let found = match sys::mount::is_mount_point(path) {
-            Ok(found) => found,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-            Err(e) => return Err(Fail::new(format!("{}: {e}", self.short(path)))),
-        };
+        // The layer may be a directory of the filesystem that is mounted.
+        let mut found = false;
+        for at in path
+            .ancestors()
+            .take_while(|at| at.starts_with(&home) && *at != home)
+        {
+            match sys::mount::is_mount_point(at) {
+                Ok(mounted) => found |= mounted,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Fail::new(format!("{}: {e}", self.short(at)))),
+            }
+        }
         let expected = s.is.unwrap_or(true);
         if expected == found {
             return Ok(());

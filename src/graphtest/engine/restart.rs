@@ -86,6 +86,7 @@ impl World<'_> {
             contents: false,
             xattrs: false,
             skip_at_root: Vec::new(),
+            unread: Vec::new(),
         };
         let tree = scan_path(&self.home, &options)
             .map_err(|e| Fail::new(format!("the driver's home cannot be read: {e}")))?;

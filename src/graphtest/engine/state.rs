@@ -1,23 +1,48 @@
 //! The driver's home as a whole: what it held, whether it still does, taking it away.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::call::{Done, Fail};
+use crate::lab;
 use crate::sys;
 use crate::tree::compare::{Compare, compare};
-use crate::tree::{ScanOptions, Tree, scan_path};
+use crate::tree::{ScanOptions, Tree, TreePath, scan_path};
 
 /// Everything below a home at one moment, without what is mounted there.
 #[derive(Debug)]
 pub(crate) struct HomeState(Tree);
 
 impl HomeState {
-    /// Looks at a home.
+    /// Looks at a home. A file behind a loop device is known by its name and size: what is on the device shows in layers, and a pool
+    /// changes the rest whenever it likes.
     pub fn of(home: &Path) -> Done<Self> {
+        Self::with(
+            home,
+            ScanOptions {
+                unread: behind_devices(home),
+                ..ScanOptions::default()
+            },
+        )
+    }
+
+    /// Looks at the names in a home alone.
+    pub fn names(home: &Path) -> Done<Self> {
+        Self::with(
+            home,
+            ScanOptions {
+                contents: false,
+                xattrs: false,
+                ..ScanOptions::default()
+            },
+        )
+    }
+
+    fn with(home: &Path, options: ScanOptions) -> Done<Self> {
         let options = ScanOptions {
             skip_at_root: Vec::new(),
-            ..ScanOptions::default()
+            ..options
         };
         match scan_path(home, &options) {
             Ok(tree) => Ok(Self(tree)),
@@ -56,8 +81,20 @@ impl HomeState {
     }
 }
 
-/// Removes a scenario's directory, with what is still mounted there.
+/// The files below a directory that are behind loop devices.
+fn behind_devices(dir: &Path) -> Vec<TreePath> {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let attached = sys::loopdev::attached().unwrap_or_default();
+    let below = attached.iter().filter_map(|(_, file)| {
+        let path = file.strip_prefix(&dir).ok()?;
+        Some(TreePath(path.as_os_str().as_bytes().to_vec()))
+    });
+    below.collect()
+}
+
+/// Removes a scenario's directory, with what is still mounted there, and the devices that stand on files in it.
 pub(crate) fn remove_dir(dir: &Path) -> io::Result<()> {
+    lab::take_down_devices(dir)?;
     sys::mount::umount_below(dir)?;
     sys::remove::remove_tree(dir)
 }

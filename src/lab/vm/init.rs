@@ -132,7 +132,14 @@ fn settle() -> io::Result<Job> {
         mount_if_needed("tmpfs", path)?;
     }
     fs::set_permissions("/tmp", std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
-    for dir in ["/dev/shm", "/dev/pts", "/var/tmp", "/var/lib", JOB_DIR] {
+    for dir in [
+        "/dev/shm",
+        "/dev/pts",
+        "/dev/mapper",
+        "/var/tmp",
+        "/var/lib",
+        JOB_DIR,
+    ] {
         fs::create_dir_all(dir)?;
     }
     mount_if_needed("devpts", "/dev/pts")?;

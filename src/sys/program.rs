@@ -8,13 +8,16 @@ use std::process::{Command, Output, Stdio};
 
 /// A program and the Debian package that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Program {
+pub struct Program {
+    /// Its file's name.
     pub name: &'static str,
+    /// The package.
     pub package: &'static str,
 }
 
 impl Program {
-    pub(super) const fn new(name: &'static str, package: &'static str) -> Self {
+    /// The program `name`, which `package` has.
+    pub const fn new(name: &'static str, package: &'static str) -> Self {
         Self { name, package }
     }
 
@@ -22,7 +25,7 @@ impl Program {
     ///
     /// # Errors
     /// `NotFound` with the name of the package.
-    pub(super) fn find(self) -> io::Result<PathBuf> {
+    pub fn find(self) -> io::Result<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
         std::env::split_paths(&path)
@@ -47,7 +50,7 @@ impl Program {
     ///
     /// # Errors
     /// It is not installed or cannot be started.
-    pub(super) fn output<S: AsRef<OsStr>>(
+    pub fn output<S: AsRef<OsStr>>(
         self,
         arguments: impl IntoIterator<Item = S>,
     ) -> io::Result<Output> {
@@ -63,10 +66,7 @@ impl Program {
     ///
     /// # Errors
     /// Those of [`Program::output`]; the status and the last lines of what it said.
-    pub(super) fn run<S: AsRef<OsStr>>(
-        self,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> io::Result<()> {
+    pub fn run<S: AsRef<OsStr>>(self, arguments: impl IntoIterator<Item = S>) -> io::Result<()> {
         let out = self.output(arguments)?;
         if out.status.success() {
             return Ok(());
@@ -80,7 +80,7 @@ impl Program {
 }
 
 /// The last lines that are not blank, of the output and then of the errors.
-pub(super) fn last_lines(out: &Output, count: usize) -> Vec<String> {
+pub fn last_lines(out: &Output, count: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for stream in [&out.stdout, &out.stderr] {
         let text = String::from_utf8_lossy(stream);

@@ -1,0 +1,666 @@
+//! The devices of a pool, and the transactions in which they come and go.
+//!
+//! A transaction is written down, the pool is told, the device's record is written or deleted, and the pool's number is raised. A process
+//! that dies in between leaves a number on record that the pool does not have yet; the next start takes the device away then.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::filesystem::{Filesystem, set_xfs_retries};
+use super::options::Options;
+use super::pool::Pool;
+use super::records::{Device, DeviceSet, Devices, Key, Records, Transaction};
+use crate::graphdriver::{Error, Result};
+use crate::sys::dm::{self, Control, Info, MAX_NAME, Removed, SECTOR, Table};
+
+/// The size of the base device when nobody says, in bytes.
+const BASE_SIZE: u64 = 10 << 30;
+/// Device numbers have 24 bits.
+const NUMBERS: u32 = 1 << 24;
+/// How often, and after what pauses, a device that is in use is removed, where it cannot go with its last user.
+const TRIES: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// The pool of a home with all that is in it.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub control: Control,
+    pub pool: Pool,
+    pub options: Options,
+    records: Records,
+    /// Names of devices begin so.
+    prefix: String,
+    devices: Devices,
+    set: DeviceSet,
+    /// The numbers that are taken.
+    numbers: BTreeSet<u32>,
+    /// The pool's number.
+    transaction_id: u64,
+    /// Whether the pool was seen to be there, and not taken away since.
+    up: bool,
+}
+
+impl Set {
+    /// Takes up what is there, and makes what is not.
+    ///
+    /// # Errors
+    /// The pool is not to be had, is another home's, or has failed; a record cannot be read; no filesystem can be made.
+    pub fn open(
+        control: Control,
+        pool: Pool,
+        records: Records,
+        prefix: String,
+        options: Options,
+    ) -> Result<Self> {
+        let mut set = Self {
+            control,
+            pool,
+            options,
+            records,
+            prefix,
+            devices: Devices::new(),
+            set: DeviceSet::default(),
+            numbers: BTreeSet::new(),
+            transaction_id: 0,
+            up: false,
+        };
+        set.up()?;
+        set.take_up().inspect_err(|_| {
+            // The first failure is the one to tell.
+            let _ = set.down();
+        })?;
+        Ok(set)
+    }
+
+    fn take_up(&mut self) -> Result<()> {
+        let usage = self.pool.usage(&self.control)?;
+        self.transaction_id = usage.transaction_id;
+        let known = self.records.device_set()?;
+        self.devices = self.records.devices()?;
+        if known.is_none() && self.devices.is_empty() && self.pool.is_given() {
+            let [used, _] = usage.data;
+            if used > 0 || usage.transaction_id > 0 {
+                return Err(Error::Prerequisites(format!(
+                    "the pool {} holds {used} blocks and {} transactions of somebody else's; a new home needs an empty one",
+                    self.pool.name, usage.transaction_id
+                )));
+            }
+        }
+        self.set = known.unwrap_or_default();
+        let numbers = self.devices.values().flatten().map(|d| d.device_id);
+        self.numbers = numbers.collect();
+        self.resume_all()?;
+        self.roll_back()?;
+        self.sweep();
+        self.base()
+    }
+
+    /// Sees to it that the pool is there.
+    pub fn up(&mut self) -> Result<()> {
+        if self.up {
+            return Ok(());
+        }
+        let Self {
+            control,
+            pool,
+            prefix,
+            ..
+        } = self;
+        pool.activate(control, || remove_all(control, prefix, &pool.name))?;
+        self.up = true;
+        Ok(())
+    }
+
+    /// Takes the pool away, with the devices that nobody uses.
+    pub fn down(&mut self) -> Result<()> {
+        if !self.up {
+            return Ok(());
+        }
+        let records = self.records.set_device_set(&self.set);
+        let keys: Vec<(Key, Device)> = self.known().map(|(k, d)| (k.clone(), *d)).collect();
+        for (key, device) in keys {
+            self.deactivate(&key, &device)?;
+        }
+        self.pool.remove(&self.control)?;
+        self.up = false;
+        records
+    }
+
+    /// The devices whose records can be read.
+    fn known(&self) -> impl Iterator<Item = (&Key, &Device)> {
+        let devices = self.devices.iter();
+        devices.filter_map(|(key, device)| Some((key, device.as_ref().ok()?)))
+    }
+
+    /// Whether there is a record of this device, readable or not.
+    pub fn has(&self, key: &Key) -> bool {
+        self.devices.contains_key(key)
+    }
+
+    /// A layer's device.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLayer`], [`Error::Damaged`].
+    pub fn device(&self, key: &Key) -> Result<Device> {
+        let id = key.to_string();
+        match self.devices.get(key) {
+            Some(Ok(device)) if !device.deleted => Ok(*device),
+            Some(Ok(_)) | None => Err(Error::UnknownLayer(id)),
+            Some(Err(why)) => Err(Error::Damaged {
+                id,
+                why: why.clone(),
+            }),
+        }
+    }
+
+    /// The filesystem of all devices.
+    ///
+    /// # Errors
+    /// The record names none that is known.
+    pub fn filesystem(&self) -> Result<Filesystem> {
+        let name = &self.set.base_filesystem;
+        Filesystem::named(name)
+            .ok_or_else(|| Error::Other(format!("the base device holds {name:?}, not ext4 or xfs")))
+    }
+
+    /// How many removed layers are still in use.
+    pub fn deleted(&self) -> usize {
+        let deleted = self.known().filter(|(_, device)| device.deleted);
+        deleted.count()
+    }
+
+    /// The kernel's name of a device: moby's, where that fits and is nobody else's.
+    pub fn name(&self, key: &Key, device: &Device) -> String {
+        let number = device.device_id;
+        let name = format!("{}-{key}", self.prefix);
+        let taken = matches!(key, Key::Layer(id) if id.as_str() == "pool" || key.to_string().starts_with('.'));
+        if taken || name.len() > MAX_NAME {
+            return format!("{}-.thin-{number}", self.prefix);
+        }
+        name
+    }
+
+    /// Makes a device that shows what `from` holds, of at least its size.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] when the pool is nearly full, [`Error::InvalidOption`] for a size that is too small.
+    pub fn snapshot(&mut self, key: &Key, from: &Key, size: Option<u64>) -> Result<()> {
+        let origin = self.device(from)?;
+        let size = size.unwrap_or(origin.size);
+        if size < origin.size {
+            return Err(Error::InvalidOption {
+                key: "size".to_owned(),
+                why: format!(
+                    "{size} bytes are less than the {} of the layer below",
+                    origin.size
+                ),
+            });
+        }
+        let usage = self.pool.usage(&self.control)?;
+        if !usage.writable {
+            let why = "its own records could not be written, and it takes no changes";
+            return Err(Error::Other(format!("the pool {}: {why}", self.pool.name)));
+        }
+        usage.check(self.options.min_free_percent, &self.pool.name)?;
+        self.make(key, Some((from, origin)), size)
+    }
+
+    /// Makes a device in a transaction.
+    fn make(&mut self, key: &Key, from: Option<(&Key, Device)>, size: u64) -> Result<()> {
+        let tried = self.begin_and_tell(key, from);
+        let device_id = tried.inspect_err(|_| {
+            // What is begun and not done must not be taken back at the next start.
+            let _ = self.records.no_transaction();
+        })?;
+        let device = Device {
+            device_id,
+            size,
+            transaction_id: self.transaction_id + 1,
+            initialized: false,
+            deleted: false,
+        };
+        let recorded = self.records.set(key, &device).and_then(|()| self.close());
+        if let Err(e) = recorded {
+            let _ = self.tell(&format!("delete {device_id}"));
+            let _ = self.records.forget(key);
+            let _ = self.records.no_transaction();
+            return Err(e);
+        }
+        self.numbers.insert(device_id);
+        self.devices.insert(key.clone(), Ok(device));
+        Ok(())
+    }
+
+    /// Begins a transaction with the first number that the pool has not, and returns it.
+    fn begin_and_tell(&mut self, key: &Key, from: Option<(&Key, Device)>) -> Result<u32> {
+        loop {
+            let number = self.next_number()?;
+            self.begin(key, number)?;
+            let message = match &from {
+                None => format!("create_thin {number}"),
+                Some((_, origin)) => format!("create_snap {number} {}", origin.device_id),
+            };
+            let told = match &from {
+                Some((from, origin)) => {
+                    let name = self.name(from, origin);
+                    self.while_suspended(&name, || self.tell(&message))?
+                }
+                None => self.tell(&message),
+            };
+            match told {
+                Ok(()) => return Ok(number),
+                // The pool has a device that no record tells of.
+                Err(Errno::EXIST) => {
+                    self.numbers.insert(number);
+                }
+                Err(e) => return Err(self.pool.failed("make a device in")(e)),
+            }
+        }
+    }
+
+    /// Has all that is on its way to a device reach it, and keeps more from coming, while something is done.
+    fn while_suspended<T>(&self, name: &str, work: impl FnOnce() -> T) -> Result<T> {
+        let failed = |op| move |e| Error::io(op, format!("/dev/mapper/{name}"), e);
+        let active = self.control.info(name).map_err(failed("look at"))?;
+        if active.is_none() {
+            return Ok(work());
+        }
+        self.control.suspend(name).map_err(failed("suspend"))?;
+        let done = work();
+        self.control.resume(name).map_err(failed("resume"))?;
+        Ok(done)
+    }
+
+    fn next_number(&mut self) -> Result<u32> {
+        for _ in 0..NUMBERS {
+            self.set.next_device_id = (self.set.next_device_id + 1) % NUMBERS;
+            if !self.numbers.contains(&self.set.next_device_id) {
+                return Ok(self.set.next_device_id);
+            }
+        }
+        let why = format!("all {NUMBERS} device numbers are taken");
+        Err(Error::NoSpace(why))
+    }
+
+    fn begin(&self, key: &Key, number: u32) -> Result<()> {
+        let transaction = Transaction::new(self.transaction_id + 1, key, number);
+        self.records.begin(&transaction)
+    }
+
+    fn tell(&self, message: &str) -> Result<(), Errno> {
+        self.pool.message(&self.control, message)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let (old, new) = (self.transaction_id, self.transaction_id + 1);
+        self.tell(&format!("set_transaction_id {old} {new}"))
+            .map_err(self.pool.failed("raise the transaction of"))?;
+        self.transaction_id = new;
+        Ok(())
+    }
+
+    /// Deletes a device, or, when it is in use and that is allowed, has it go later.
+    ///
+    /// # Errors
+    /// [`Error::InUse`].
+    pub fn delete(&mut self, key: &Key) -> Result<()> {
+        let device = match self.devices.get(key) {
+            None => return Ok(()),
+            Some(Ok(device)) => *device,
+            Some(Err(_)) => {
+                // Whatever it was, nobody can use it any more.
+                self.records.forget(key)?;
+                self.devices.remove(key);
+                return Ok(());
+            }
+        };
+        let name = self.name(key, &device);
+        if self.wants_discard() {
+            self.discard(key, &device);
+        }
+        let gone = if self.options.deferred_deletion {
+            self.deactivate(key, &device)?
+        } else {
+            self.remove_now(&name, key)?
+        };
+        if gone == Removed::Gone {
+            match self.delete_now(key, &device) {
+                Err(e) if e.errno() == Some(Errno::BUSY) => {}
+                other => return other,
+            }
+        }
+        if !self.options.deferred_deletion {
+            return Err(in_use(key));
+        }
+        self.delete_later(key, device)
+    }
+
+    /// Gives the name free; the device goes with its last user.
+    fn delete_later(&mut self, key: &Key, device: Device) -> Result<()> {
+        if matches!(key, Key::Deleted(_)) {
+            return Err(in_use(key));
+        }
+        let later = Key::Deleted(device.device_id);
+        let device = Device {
+            deleted: true,
+            ..device
+        };
+        self.records.set(&later, &device)?;
+        self.records.forget(key)?;
+        let (from, to) = (self.name(key, &device), self.name(&later, &device));
+        self.devices.remove(key);
+        self.devices.insert(later, Ok(device));
+        match self.control.rename(&from, &to) {
+            Ok(()) | Err(Errno::NXIO) => Ok(()),
+            Err(e) => Err(Error::io("rename", format!("/dev/mapper/{from}"), e)),
+        }
+    }
+
+    fn delete_now(&mut self, key: &Key, device: &Device) -> Result<()> {
+        let number = device.device_id;
+        self.begin(key, number)?;
+        match self.tell(&format!("delete {number}")) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(e) => {
+                self.records.no_transaction()?;
+                return Err(self.pool.failed("delete a device in")(e));
+            }
+        }
+        self.records.forget(key)?;
+        self.close()?;
+        self.numbers.remove(&number);
+        self.devices.remove(key);
+        Ok(())
+    }
+
+    fn wants_discard(&self) -> bool {
+        let asked = self.options.discard;
+        asked.unwrap_or_else(|| self.pool.is_sparse())
+    }
+
+    /// Gives the blocks that a device has for itself back to what is below the pool. What fails here only keeps room taken there.
+    fn discard(&mut self, key: &Key, device: &Device) {
+        let active = self.control.info(&self.name(key, device));
+        if matches!(active, Ok(Some(info)) if info.open > 0) {
+            return;
+        }
+        let Ok(info) = self.activate(key, device) else {
+            return;
+        };
+        let node = dm::node(&info, self.pool.nodes());
+        if let Ok(file) = node.and_then(|node| std::fs::OpenOptions::new().write(true).open(node)) {
+            let _ = dm::discard(&file, device.size);
+        }
+    }
+
+    /// Makes a device usable.
+    pub fn activate(&self, key: &Key, device: &Device) -> Result<Info> {
+        let name = self.name(key, device);
+        let failed = |op| {
+            let path = format!("/dev/mapper/{name}");
+            move |e: Errno| Error::io(op, path.clone(), e)
+        };
+        let pool = self.pool.info(&self.control)?.ok_or(Errno::NXIO);
+        let (major, minor) = pool.map_err(self.pool.failed("look at"))?.number;
+        let table = Table {
+            sectors: device.size / SECTOR,
+            target: "thin".to_owned(),
+            parameters: format!("{major}:{minor} {}", device.device_id),
+        };
+        if let Some(info) = self.stays(&name).map_err(failed("keep"))? {
+            let is = self.control.table(&name).map_err(failed("look at"))?;
+            if is == table {
+                return Ok(info);
+            }
+            if is.parameters == table.parameters && is.sectors < table.sectors {
+                self.control
+                    .reload(&name, &table)
+                    .map_err(failed("enlarge"))?;
+                return Ok(info);
+            }
+            // Of a home that is gone and had the same inode.
+            self.control
+                .remove(&name, false)
+                .map_err(failed("remove"))?;
+        }
+        self.control
+            .create(&name, "", &table)
+            .map_err(failed("activate"))
+    }
+
+    /// The device if it is active, which it then stays.
+    fn stays(&self, name: &str) -> Result<Option<Info>, Errno> {
+        for _ in 0..TRIES {
+            let Some(info) = self.control.info(name)? else {
+                return Ok(None);
+            };
+            if info.suspended {
+                self.control.resume(name)?;
+            }
+            if !info.goes {
+                return Ok(Some(info));
+            }
+            match self.control.keep(name) {
+                Ok(()) => return Ok(Some(info)),
+                Err(Errno::NXIO) => return Ok(None),
+                Err(Errno::BUSY) => std::thread::sleep(PAUSE),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::BUSY)
+    }
+
+    /// Makes a device unusable once its last user has gone.
+    pub fn deactivate(&self, key: &Key, device: &Device) -> Result<Removed> {
+        let name = self.name(key, device);
+        if !self.options.deferred_removal {
+            return self.remove_now(&name, key);
+        }
+        match self.control.remove(&name, true) {
+            Err(Errno::NXIO) => Ok(Removed::Gone),
+            other => other.map_err(|e| Error::io("remove", format!("/dev/mapper/{name}"), e)),
+        }
+    }
+
+    fn remove_now(&self, name: &str, key: &Key) -> Result<Removed> {
+        for _ in 0..TRIES {
+            match self.control.remove(name, false) {
+                Ok(_) | Err(Errno::NXIO) => return Ok(Removed::Gone),
+                Err(Errno::BUSY) => std::thread::sleep(PAUSE),
+                Err(e) => return Err(Error::io("remove", format!("/dev/mapper/{name}"), e)),
+            }
+        }
+        Err(in_use(key))
+    }
+
+    /// Tells the filesystem that is mounted from a device what only it can be told.
+    pub fn tune(&self, info: &Info) -> Result<()> {
+        match (self.options.xfs_retries, self.filesystem()?) {
+            (Some(retries), Filesystem::Xfs) => {
+                set_xfs_retries(&format!("dm-{}", info.number.1), retries)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets devices go on that a process was snapshotting when it was killed.
+    fn resume_all(&self) -> Result<()> {
+        for (key, device) in self.known() {
+            let name = self.name(key, device);
+            let failed = |e| Error::io("resume", format!("/dev/mapper/{name}"), e);
+            if let Some(info) = self.control.info(&name).map_err(failed)?
+                && info.suspended
+            {
+                self.control.resume(&name).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back what a process had begun when it was killed.
+    fn roll_back(&mut self) -> Result<()> {
+        let Some(begun) = self.records.transaction()? else {
+            return Ok(());
+        };
+        if begun.open_transaction_id <= self.transaction_id {
+            return Ok(());
+        }
+        let number = begun.device_id;
+        if let Some(key) = begun.key() {
+            if let Some(Ok(device)) = self.devices.get(&key)
+                && device.device_id == number
+            {
+                let device = *device;
+                self.deactivate(&key, &device)?;
+            }
+            let of_it =
+                |d: &Result<Device, String>| d.as_ref().is_ok_and(|d| d.device_id == number);
+            if self.devices.get(&key).is_some_and(of_it) {
+                self.devices.remove(&key);
+                self.records.forget(&key)?;
+            }
+        }
+        // What cannot be deleted keeps its number.
+        let _ = self.tell(&format!("delete {number}"));
+        self.numbers.remove(&number);
+        self.records.no_transaction()
+    }
+
+    /// Deletes layers that were removed while they were in use, and are not any more.
+    pub fn sweep(&mut self) {
+        let deleted = self.known().filter(|(_, device)| device.deleted);
+        let keys: Vec<Key> = deleted.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            // In use still, or to be tried again at the next occasion.
+            let _ = self.delete(&key);
+        }
+    }
+
+    /// Makes the base device, or looks whether it is the one on record.
+    fn base(&mut self) -> Result<()> {
+        match self.devices.get(&Key::Base) {
+            Some(Err(why)) => {
+                return Err(Error::Damaged {
+                    id: "base".to_owned(),
+                    why: why.clone(),
+                });
+            }
+            Some(Ok(device)) if device.initialized => {
+                let device = *device;
+                let checked = self.check_base(&device);
+                self.deactivate(&Key::Base, &device)?;
+                return checked;
+            }
+            Some(Ok(_)) => self.delete(&Key::Base)?,
+            None => {}
+        }
+        let size = self.options.base_size.unwrap_or(BASE_SIZE) / SECTOR * SECTOR;
+        self.make(&Key::Base, None, size)?;
+        let device = self.device(&Key::Base)?;
+        let made = self.make_base_filesystem(&device);
+        let left = self.deactivate(&Key::Base, &device);
+        made.and(left.map(drop)).inspect_err(|_| {
+            let _ = self.delete(&Key::Base);
+        })
+    }
+
+    fn make_base_filesystem(&mut self, device: &Device) -> Result<()> {
+        let named = self.options.filesystem.as_deref();
+        let wanted = named.and_then(Filesystem::named);
+        let wanted = wanted.unwrap_or_else(Filesystem::usual);
+        let info = self.activate(&Key::Base, device)?;
+        let node = dm::node(&info, self.pool.nodes())
+            .map_err(|e| Error::io("find the node of", self.name(&Key::Base, device), e))?;
+        wanted.make(&node, device.size, &self.options.mkfs_arguments)?;
+        let (found, uuid) = Filesystem::probe(&node)?;
+        self.set.base_filesystem = found.name().to_owned();
+        self.set.base_uuid = uuid;
+        self.records.set_device_set(&self.set)?;
+        let device = Device {
+            initialized: true,
+            ..*device
+        };
+        self.records.set(&Key::Base, &device)?;
+        self.devices.insert(Key::Base, Ok(device));
+        Ok(())
+    }
+
+    fn check_base(&mut self, device: &Device) -> Result<()> {
+        let info = self.activate(&Key::Base, device)?;
+        let node = dm::node(&info, self.pool.nodes())
+            .map_err(|e| Error::io("find the node of", self.name(&Key::Base, device), e))?;
+        let (found, uuid) = Filesystem::probe(&node)?;
+        if self.set.base_uuid.is_empty() {
+            self.set.base_uuid = uuid;
+            self.set.base_filesystem = found.name().to_owned();
+            return self.records.set_device_set(&self.set);
+        }
+        if uuid != self.set.base_uuid {
+            return Err(Error::Prerequisites(format!(
+                "the base device of the pool {} has the uuid {uuid}, and the home's has {}: it is another pool",
+                self.pool.name, self.set.base_uuid
+            )));
+        }
+        self.set.base_filesystem = found.name().to_owned();
+        Ok(())
+    }
+
+    /// How large the base device is to become; `None` when it stays.
+    ///
+    /// # Errors
+    /// It would become smaller.
+    pub fn base_growth(&self) -> Result<Option<u64>> {
+        let is = self.device(&Key::Base)?.size;
+        match self.options.base_size.map(|size| size / SECTOR * SECTOR) {
+            Some(wanted) if wanted < is => Err(Error::InvalidOption {
+                key: "dm.basesize".to_owned(),
+                why: format!(
+                    "{wanted} bytes are less than the {is} of the base device that is there"
+                ),
+            }),
+            Some(wanted) if wanted > is => Ok(Some(wanted)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes down another size of a device.
+    pub fn set_size(&mut self, key: &Key, size: u64) -> Result<()> {
+        let device = Device {
+            size,
+            ..self.device(key)?
+        };
+        self.records.set(key, &device)?;
+        self.devices.insert(key.clone(), Ok(device));
+        Ok(())
+    }
+}
+
+fn in_use(key: &Key) -> Error {
+    Error::InUse {
+        id: key.to_string(),
+        why: "its device is mounted or open".to_owned(),
+    }
+}
+
+/// Removes the devices that hold on to a pool whose home is gone.
+fn remove_all(control: &Control, prefix: &str, pool: &str) -> Result<()> {
+    let failed = |name: &str| {
+        let path = format!("/dev/mapper/{name}");
+        move |e: Errno| Error::io("remove", path.clone(), e)
+    };
+    for name in control.devices().map_err(failed("control"))? {
+        let ours = name
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with('-'));
+        if !ours || name == pool {
+            continue;
+        }
+        match control.remove(&name, false) {
+            Ok(_) | Err(Errno::NXIO) => {}
+            Err(e) => return Err(failed(&name)(e)),
+        }
+    }
+    Ok(())
+}
