@@ -212,7 +212,7 @@ impl Set {
         let tried = self.begin_and_tell(key, from);
         let device_id = tried.inspect_err(|_| {
             // What is begun and not done must not be taken back at the next start.
-            let _ = self.records.no_transaction();
+            let _ = self.records.taken_back();
         })?;
         let device = Device {
             device_id,
@@ -225,7 +225,7 @@ impl Set {
         if let Err(e) = recorded {
             let _ = self.tell(&format!("delete {device_id}"));
             let _ = self.records.forget(key);
-            let _ = self.records.no_transaction();
+            let _ = self.records.taken_back();
             return Err(e);
         }
         self.numbers.insert(device_id);
@@ -298,7 +298,7 @@ impl Set {
         self.tell(&format!("set_transaction_id {old} {new}"))
             .map_err(self.pool.failed("raise the transaction of"))?;
         self.transaction_id = new;
-        Ok(())
+        self.records.done()
     }
 
     /// Deletes a device, or, when it is in use and that is allowed, has it go later.
@@ -364,7 +364,7 @@ impl Set {
         match self.tell(&format!("delete {number}")) {
             Ok(()) | Err(Errno::NODATA) => {}
             Err(e) => {
-                self.records.no_transaction()?;
+                self.records.taken_back()?;
                 return Err(self.pool.failed("delete a device in")(e));
             }
         }
@@ -525,7 +525,7 @@ impl Set {
         // What cannot be deleted keeps its number.
         let _ = self.tell(&format!("delete {number}"));
         self.numbers.remove(&number);
-        self.records.no_transaction()
+        self.records.taken_back()
     }
 
     /// Deletes layers that were removed while they were in use, and are not any more.

@@ -71,16 +71,19 @@ impl Filesystem {
                 why: format!("{size} bytes are too few for xfs, which takes {LEAST_XFS}"),
             });
         }
-        // Nothing to discard on a new device. Tables of inodes are marked as not yet written, so that they take no room in the pool; the
-        // journal is written, since what a pool gives a device may hold what was an older journal of the same filesystem.
+        // Nothing to discard on a new device. Tables of inodes are marked as not yet written, so that they take no room in the pool. The
+        // journal is written, since what a pool gives a device may hold what was an older journal of the same filesystem; it is a small
+        // one, as every layer gets its own with time. Room for more group descriptors need not be kept: ext4 finds it when it grows.
         let own: &[&str] = match self {
             Self::Ext4 => &[
                 "-q",
                 "-F",
                 "-E",
                 "nodiscard,lazy_itable_init=1,lazy_journal_init=0",
+                "-O",
+                "^resize_inode",
                 "-J",
-                "size=16",
+                "size=4",
             ],
             Self::Xfs => &["-q", "-f", "-K"],
         };

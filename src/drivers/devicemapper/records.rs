@@ -206,8 +206,13 @@ impl Records {
         self.write(TRANSACTION, transaction)
     }
 
+    /// Deletes the record of a transaction that is complete. When it comes back after a cut of power, its number says so.
+    pub fn done(&self) -> Result<()> {
+        self.unlink(TRANSACTION).map(drop)
+    }
+
     /// Deletes the record of a transaction that was taken back.
-    pub fn no_transaction(&self) -> Result<()> {
+    pub fn taken_back(&self) -> Result<()> {
         self.delete(TRANSACTION)
     }
 
@@ -235,9 +240,17 @@ impl Records {
     }
 
     fn delete(&self, name: &str) -> Result<()> {
+        match self.unlink(name)? {
+            true => self.sync(),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether there was such a file.
+    fn unlink(&self, name: &str) -> Result<bool> {
         match unlinkat(&self.dir, name, AtFlags::empty()) {
-            Ok(()) => self.sync(),
-            Err(Errno::NOENT) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(Error::io("remove", self.path.join(name), e)),
         }
     }
