@@ -22,6 +22,8 @@ const NUMBERS: u32 = 1 << 24;
 /// How often, and after what pauses, a device that is in use is removed, where it cannot go with its last user.
 const TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
+/// How often a device is tried before it is left to its last user, where it can be.
+const A_MOMENT: u32 = 4;
 
 /// The pool of a home with all that is in it.
 #[derive(Debug)]
@@ -320,19 +322,19 @@ impl Set {
         if self.wants_discard() {
             self.discard(key, &device);
         }
-        let gone = if self.options.deferred_deletion {
-            self.deactivate(key, &device)?
-        } else {
-            self.remove_now(&name, key)?
-        };
-        if gone == Removed::Gone {
-            match self.delete_now(key, &device) {
-                Err(e) if e.errno() == Some(Errno::BUSY) => {}
-                other => return other,
-            }
-        }
         if !self.options.deferred_deletion {
-            return Err(in_use(key));
+            self.remove_now(&name, key)?;
+            return self.delete_now(key, &device);
+        }
+        for _ in 0..A_MOMENT {
+            let gone = self.deactivate(key, &device)? == Removed::Gone;
+            match gone.then(|| self.delete_now(key, &device)) {
+                None => {}
+                Some(Err(e)) if e.errno() == Some(Errno::BUSY) => {}
+                Some(done) => return done,
+            }
+            // The kernel may be just letting go of it.
+            std::thread::sleep(PAUSE);
         }
         self.delete_later(key, device)
     }

@@ -132,7 +132,7 @@ impl Options {
             }
             "dm.blocksize" => {
                 self.block_size = parse_size(key, value)?;
-                let fits = self.block_size % BLOCK_STEP == 0
+                let fits = self.block_size.is_multiple_of(BLOCK_STEP)
                     && (BLOCK_STEP..=BLOCK_MOST).contains(&self.block_size);
                 if !fits {
                     let why = "blocks are 64K to 1G large, in steps of 64K".to_owned();
