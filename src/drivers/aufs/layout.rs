@@ -131,7 +131,7 @@ fn text(parents: &[LayerId]) -> String {
     parents.iter().map(|id| format!("{id}\n")).collect()
 }
 
-/// Blank lines mean nothing, as to moby's driver. A layer that lies on itself, or twice on another, cannot have been written.
+/// Blank lines mean nothing, as to moby's driver, and nothing at all is a layer without a parent. A layer that lies on itself, or twice on another, cannot have been written.
 fn parse(id: &LayerId, text: &str) -> Option<Vec<LayerId>> {
     let mut parents = Vec::new();
     for line in text.lines().filter(|line| !line.is_empty()) {
