@@ -15,6 +15,7 @@ mod selection_tests;
 #[cfg(test)]
 mod tests;
 pub mod vfs;
+pub mod zfs;
 
 use std::sync::LazyLock;
 
@@ -29,6 +30,7 @@ const BUILT_IN: &[(&str, InitFunc, Option<&str>)] = &[
     (overlay::NAME, overlay::init, None),
     (overlay2::NAME, overlay2::init, None),
     (vfs::NAME, vfs::init, None),
+    (zfs::NAME, zfs::init, Some("zfs")),
 ];
 
 /// The registry of the built-in drivers. Clone it to add some.

@@ -184,6 +184,7 @@ impl ProtoDriver for Vfs {
             Capability::StableInode,
             Capability::DirTimes,
             Capability::Sockets,
+            Capability::HomeHoldsAll,
         ];
         let limits = self.home.quotas().is_ok();
         let limits = limits.then_some([Capability::Quota, Capability::QuotaWithParent]);

@@ -19,5 +19,6 @@ pub mod quota;
 pub mod remove;
 pub mod spawn;
 pub mod xattr;
+pub mod zfs;
 
 pub use identity::{act_as, unshare_fs, with_umask};

@@ -233,6 +233,7 @@ impl ProtoDriver for Btrfs {
             Capability::StableInode,
             Capability::DirTimes,
             Capability::Sockets,
+            Capability::HomeHoldsAll,
         ]);
         if let Some(counting) = self.limits.counting(self.home.layers_dir()) {
             claims.claims.insert(Capability::Quota);

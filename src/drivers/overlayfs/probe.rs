@@ -336,6 +336,7 @@ impl Behaviour {
             Capability::CopiesUp,
             Capability::IdMaps,
             Capability::Mounts,
+            Capability::HomeHoldsAll,
             Capability::FrozenParent,
             Capability::RefusesParentRemoval,
             Capability::Sockets,

@@ -1,0 +1,167 @@
+//! Who has a layer: mounts, counted.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::drivers::home::{Home, detach, temporary_name, unmount_below};
+use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
+use crate::sys;
+use crate::sys::mount::MountFlags;
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+/// How long a mount is tried again that the kernel refuses as busy: a dataset that was just unmounted, or is being mounted by another.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The layers in use. Callers hold the lock on the layer's id.
+#[derive(Debug)]
+pub(super) struct Mounts(RefCounter<MountTableChecker>);
+
+impl Default for Mounts {
+    fn default() -> Self {
+        Self(RefCounter::new(MountTableChecker))
+    }
+}
+
+impl Mounts {
+    /// Counts a use and mounts the layer, unless it is already.
+    pub fn get(&self, home: &Home, id: &LayerId, dataset: &str, label: &str) -> Result<PathBuf> {
+        let at = home.layer_path(id);
+        let uses = self.0.increment(&at);
+        if uses > 1 && sys::mount::is_mount_point(&at).unwrap_or(false) {
+            return Ok(at);
+        }
+        match mount(dataset, &at, label) {
+            Ok(()) => Ok(at),
+            Err(e) => {
+                if self.0.decrement(&at) <= 0 {
+                    // The first failure is the one to tell.
+                    let _ = take_away(&at);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives a use back; the last one unmounts.
+    pub fn put(&self, home: &Home, id: &LayerId) -> Result<()> {
+        let at = home.layer_path(id);
+        if self.0.decrement(&at) > 0 {
+            return Ok(());
+        }
+        take_away(&at)
+    }
+
+    /// Unmounts the layer whoever uses it, and forgets that.
+    pub fn release(&self, home: &Home, id: &LayerId) -> Result<()> {
+        let at = home.layer_path(id);
+        self.0.forget(&at);
+        if std::fs::symlink_metadata(&at).is_ok() {
+            unmount_below(&at)?;
+        }
+        take_away(&at)
+    }
+
+    /// Unmounts every layer below the home, also of earlier processes; nothing else that is mounted there.
+    pub fn release_all(&self, home: &Home) -> Result<()> {
+        let graph = home.path().join(super::GRAPH);
+        let below = sys::mount::mounts_below(&graph)
+            .map_err(|e| Error::io("read the mounts below", &graph, e))?;
+        let mut first = Ok(());
+        for mount in below.iter().rev() {
+            let done = if mount.path.parent() == Some(&graph) {
+                self.0.forget(&mount.path);
+                take_away(&mount.path)
+            } else if mount.path.starts_with(&graph) && mount.path != graph {
+                detach(&mount.path)
+            } else {
+                Ok(())
+            };
+            if first.is_ok() {
+                first = done;
+            }
+        }
+        first
+    }
+
+    /// Writes out what was written into a mapping of a file of the layer, which a snapshot would lack.
+    pub fn flush(&self, home: &Home, id: &LayerId) -> Result<()> {
+        let at = home.layer_path(id);
+        if !sys::mount::is_mount_point(&at).unwrap_or(false) {
+            return Ok(());
+        }
+        rustix::fs::open(&at, DIRECTORY, Mode::empty())
+            .and_then(rustix::fs::syncfs)
+            .map_err(|e| Error::io("flush", at, e))
+    }
+
+    /// Mounts a dataset that is no layer yet for a moment, and does something with its root.
+    pub fn with_mounted(
+        &self,
+        home: &Home,
+        dataset: &str,
+        work: impl FnOnce(BorrowedFd<'_>) -> Result<(), Errno>,
+    ) -> Result<()> {
+        let at = home
+            .path()
+            .join(super::GRAPH)
+            .join(temporary_name(crate::drivers::home::MAKING));
+        let done = mount(dataset, &at, "").and_then(|()| {
+            rustix::fs::open(&at, DIRECTORY, Mode::empty())
+                .and_then(|root| work(root.as_fd()))
+                .map_err(|e| Error::io("set up", &at, e))
+        });
+        let gone = take_away(&at);
+        done.and(gone)
+    }
+}
+
+fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
+    match rustix::fs::mkdir(at, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(Error::io("make", at, e)),
+    }
+    let data = if label.is_empty() {
+        String::new()
+    } else {
+        format!("context=\"{label}\"")
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let source = Path::new(dataset);
+        let none = MountFlags::empty();
+        match sys::mount::mount(source, at, "zfs", none, data.as_bytes()) {
+            Ok(()) => return Ok(()),
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) && Instant::now() < until => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            Err(e) => return Err(Error::io("mount", at, e)),
+        }
+    }
+}
+
+/// Unmounts and removes the mount point.
+fn take_away(at: &Path) -> Result<()> {
+    match sys::mount::umount(at).map_err(|e| Errno::from_io_error(&e).ok_or(e)) {
+        Ok(()) | Err(Ok(Errno::INVAL | Errno::NOENT)) => {}
+        // Somebody has a file open: it is gone from here now, and the dataset is free when that is closed.
+        Err(Ok(Errno::BUSY)) => detach(at)?,
+        Err(Ok(e)) => return Err(Error::io("unmount", at, e)),
+        Err(Err(e)) => return Err(Error::io("unmount", at, e)),
+    }
+    match rustix::fs::rmdir(at) {
+        // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only it
+        // stays, empty, until the next put.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY | Errno::ROFS) => Ok(()),
+        Err(e) => Err(Error::io("remove", at, e)),
+    }
+}
