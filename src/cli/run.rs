@@ -84,6 +84,13 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Whether a guest needs the kernel's zfs for a cell, asked for by name.
+fn of_zfs(cell: &Cell) -> bool {
+    let is = |name: &str| name.split('+').next() == Some("zfs");
+    let target = cell.named.target && is(cell.target.name());
+    target || cell.named.backing && is(&cell.backing.to_string())
+}
+
 pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     // Everything that can be wrong with what was asked for comes first: then nothing was run.
     let failed = args
@@ -97,7 +104,11 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let texts = texts(args)?;
     let guests = match args.kernel.is_empty() {
         true => None,
-        false => Some(vm::prepare(&args.guests, &args.kernel)?),
+        false => Some(vm::prepare(
+            &args.guests,
+            &args.kernel,
+            cells.iter().any(of_zfs),
+        )?),
     };
     let register = Arc::new(setup::register()?);
     // Guests have mounts and owners of their own; making them needs no rights.

@@ -35,6 +35,8 @@ named! {
         DirTimes = "dir-times";
         /// Unix sockets in a parent are seen in its children.
         Sockets = "sockets";
+        /// All that the driver keeps lies in its home: a copy of the home is one of every layer.
+        HomeHoldsAll = "home-holds-all";
         /// Diff gives back byte for byte the archive that was applied (moby's `ReproducesExactDiffs`).
         ExactDiffs = "exact-diffs";
         /// Files of a layer's diff can be read at random (moby's `DiffGetterDriver`).

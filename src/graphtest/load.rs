@@ -13,12 +13,13 @@ use super::builtin;
 use super::hint::Hint;
 use super::lang::{At, Cx, Fields, OneOrMany, Part, Raw, object, unknown};
 use super::mutant;
-use super::needs::Need;
+use super::needs::{Need, NeedKind};
 use super::requirement::{self, Requirement};
 use super::scenario::{Case, Level, OwnBacking, Scenario, ScenarioId, Suite};
 use super::step::Step;
 use super::vars::Vars;
 use super::yaml::{self, Located, Node, NodeKind};
+use crate::graphdriver::Capability;
 
 /// Everything that is wrong with the files, in the order it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -537,6 +538,12 @@ impl Loader {
             match &backing {
                 Some(backing) => needs.extend(whole::needs_of(backing)),
                 None => whole::needs_backing(&steps, cx),
+            }
+            if whole::copies_home(&steps) {
+                needs.push(Need {
+                    negated: false,
+                    kind: NeedKind::Capability(Capability::HomeHoldsAll),
+                });
             }
             cases.push(Arc::new(Case {
                 scenario: scenario.clone(),

@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::leftover;
 use super::made::{MARKER, Record, SUFFIX};
+use super::pool;
 use crate::sys::mount::umount_below;
 use crate::sys::remove::remove_tree;
 
@@ -161,6 +162,7 @@ pub(super) fn give_back(id: &str, dir: &Path, owner: Owner) -> Result<bool, Stri
         leftover::unmount_elsewhere(dir)?;
     }
     umount_below(dir).map_err(|e| fail("take mounts away", &e))?;
+    pool::free_pools(dir)?;
     // Without its image a loop device could not be told from a foreign one any more.
     leftover::free_loops(dir)?;
     // The mark goes last: a removal that is itself interrupted can be taken up again.

@@ -19,6 +19,14 @@ pub(super) struct Damage {
     pub notes: Vec<String>,
 }
 
+impl Damage {
+    /// Both together.
+    pub(super) fn add(&mut self, other: Self) {
+        self.damage.extend(other.damage);
+        self.notes.extend(other.notes);
+    }
+}
+
 /// Runs the checker of a filesystem on its images, which are not mounted. Nothing is changed.
 pub(super) fn check(image: &Image, images: &[PathBuf], nodes: &Path) -> Damage {
     let (program, arguments) = &image.check;

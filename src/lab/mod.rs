@@ -10,6 +10,7 @@ mod leftover;
 mod made;
 mod overlay;
 mod own;
+mod pool;
 mod power;
 mod provision;
 mod stack;
@@ -20,7 +21,7 @@ mod user;
 pub mod vm;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::sys::program;
@@ -43,6 +44,8 @@ pub struct Place {
     pub backing: String,
     /// What the machine and the filesystem can do, probed.
     pub facts: Facts,
+    /// The pool of zfs that was made for it.
+    pool: Option<String>,
     /// Where [`Place::fresh`] makes filesystems; `None` at a place that was not made.
     own: Option<Arc<own::Source>>,
 }
@@ -59,7 +62,15 @@ impl Place {
             dir,
             backing: backing.into(),
             facts,
+            pool: None,
             own: None,
         })
+    }
+
+    /// Gives back what drivers keep elsewhere on the place for homes in a directory, which is gone: datasets of zfs.
+    pub fn forget(&self, dir: &Path) {
+        if let Some(pool) = &self.pool {
+            pool::forget_homes(pool, dir);
+        }
     }
 }

@@ -74,6 +74,7 @@ impl Place {
             dir: stack.on(),
             backing: self.backing.clone(),
             facts: self.facts.clone(),
+            pool: None,
             own: Some(Arc::clone(source)),
         };
         Ok(OwnBacking {

@@ -109,6 +109,7 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
         stack.watch();
         let mut place =
             Place::probe(stack.on(), backing.to_string()).map_err(|e| said("write in", e))?;
+        place.pool = stack.pool();
         if backing.is_made() {
             place.own = Some(Arc::new(Source::new(backing.kind, made.join("own"))));
             for &fact in backing.kind.own_facts() {

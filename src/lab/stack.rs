@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::Fresh;
 use super::damage::{self, Damage};
 use super::devices;
-use super::kinds::{Image, Kind, Recipe};
+use super::kinds::{Image, Kind, Pool, Recipe};
 use super::overlay;
+use super::pool;
 use super::power;
 use crate::sys::fsctl::{Journal, forget_btrfs};
 use crate::sys::kmsg::KernelLog;
@@ -19,6 +20,8 @@ use crate::sys::mount::{MountFlags, mount, remount, umount_below};
 
 /// The size of a filesystem when none is asked for; the files behind it are sparse.
 const SIZE: u64 = 4 << 30;
+/// The smallest file that zfs takes for a pool is 64 MiB, of which it keeps most for itself.
+const LEAST_POOL: u64 = 128 << 20;
 /// How long the last users of a loop device may take after it was unmounted.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,6 +77,10 @@ impl Stack {
                 }
             }
             Recipe::Image(image) => stack.make_images(image, wanted)?,
+            Recipe::Pool(pool) => {
+                stack.make_pool(pool, wanted)?;
+                return Ok(stack);
+            }
         }
         stack.mount()?;
         if let Recipe::Image(Image {
@@ -125,6 +132,25 @@ impl Stack {
             .run(arguments.into_iter().map(Into::into).chain(images))
     }
 
+    fn make_pool(&mut self, pool: &Pool, wanted: Option<&Fresh>) -> io::Result<()> {
+        if wanted.is_some_and(|w| w.inodes.is_some()) {
+            let why = "zfs has no limit of inodes";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        let size = wanted.and_then(|w| w.size).unwrap_or(SIZE).max(LEAST_POOL);
+        let image = self.base.join("image0");
+        File::create_new(&image)?.set_len(size)?;
+        let name = pool::name_in(&self.base);
+        pool::make(pool, &name, &image, &self.on())?;
+        self.images.push(image);
+        Ok(())
+    }
+
+    /// The pool of zfs that it is.
+    pub(super) fn pool(&self) -> Option<String> {
+        matches!(self.kind.recipe, Recipe::Pool(_)).then(|| pool::name_in(&self.base))
+    }
+
     /// Mounts what is made.
     ///
     /// # Errors
@@ -157,6 +183,7 @@ impl Stack {
                 self.devices = attached;
                 Ok(())
             }
+            Recipe::Pool(_) => pool::take_up(&pool::name_in(&self.base), &self.base, &on),
         }
     }
 
@@ -179,6 +206,9 @@ impl Stack {
         let until = Instant::now() + PATIENCE;
         devices::take_down(&self.base).map_err(|e| e.to_string())?;
         umount_below(&self.base).map_err(|e| e.to_string())?;
+        if let Some(name) = self.pool() {
+            pool::let_go(&name, &mut self.found)?;
+        }
         for device in &self.devices {
             // A filesystem that is in use, here or in another mount namespace, keeps the device from being opened for one alone.
             wait_until(until, || device.is_unclaimed()).map_err(|()| busy(device))?;
@@ -188,9 +218,8 @@ impl Stack {
             }
         }
         if let Some(log) = &mut self.log {
-            let found = damage::complaints(log, &numbers(&self.devices));
-            self.found.damage.extend(found.damage);
-            self.found.notes.extend(found.notes);
+            self.found
+                .add(damage::complaints(log, &numbers(&self.devices)));
         }
         if let Some(daemon) = self.daemon.take() {
             overlay::wait_for(daemon, until)?;
@@ -247,6 +276,9 @@ impl Stack {
     /// # Errors
     /// `EBUSY` in words when something on it is open for writing.
     pub(super) fn remount(&self, read_only: bool) -> io::Result<()> {
+        if let Some(name) = self.pool() {
+            return pool::set_read_only(&name, read_only);
+        }
         let flags = if read_only {
             MountFlags::RDONLY
         } else {
@@ -269,8 +301,7 @@ impl Stack {
         let mut found = std::mem::take(&mut self.found);
         if let Recipe::Image(image) = &self.kind.recipe {
             let checked = damage::check(image, &self.images, &self.base);
-            found.damage.extend(checked.damage);
-            found.notes.extend(checked.notes);
+            found.add(checked);
         }
         found
     }

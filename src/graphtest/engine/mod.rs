@@ -157,6 +157,7 @@ fn in_directory(target: &dyn Target, place: &Place, case: &Case, limits: &RunLim
         let left = Fail::new(format!("the scenario's directory cannot be removed: {e}"));
         result = result.and(Err(left));
     }
+    place.forget(&dir);
     Ended { result, kept: None }
 }
 

@@ -68,6 +68,14 @@ pub(super) fn needs_backing(steps: &[Step], cx: &mut Cx) {
     }
 }
 
+/// Whether some step starts again and again from a copy of the driver's home.
+pub(super) fn copies_home(steps: &[Step]) -> bool {
+    steps.iter().any(|step| {
+        matches!(step.action, Action::Kill(_) | Action::Full(_))
+            || bodies(step).into_iter().any(copies_home)
+    })
+}
+
 /// What must be there for a filesystem of a scenario's own.
 pub(super) fn needs_of(backing: &OwnBacking) -> impl Iterator<Item = Need> {
     let inodes = backing.inodes.map(|_| Fact::InodeLimit);

@@ -6,6 +6,7 @@ mod ext4;
 mod over;
 mod tmpfs;
 mod xfs;
+mod zfs;
 
 use std::io;
 use std::path::Path;
@@ -35,7 +36,20 @@ pub(super) enum Recipe {
     Image(Image),
     /// An overlay over a tmpfs: of the kernel, or of a program.
     Overlay(Option<Program>),
+    /// A pool of zfs in a sparse file.
+    Pool(Pool),
 }
+
+/// How a pool is made.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// Properties of its first dataset, which the others inherit.
+    pub properties: &'static [&'static str],
+}
+
+/// The programs of zfs.
+pub(super) const ZPOOL: Program = Program::new("zpool", "zfsutils-linux");
+pub(super) const ZFS: Program = Program::new("zfs", "zfsutils-linux");
 
 /// How a filesystem in an image is made, mounted and checked.
 #[derive(Debug)]
@@ -67,6 +81,7 @@ impl Kind {
             Recipe::Dir | Recipe::Tmpfs => None,
             Recipe::Image(image) => Some(image.mkfs),
             Recipe::Overlay(program) => *program,
+            Recipe::Pool(_) => Some(ZPOOL),
         }
     }
 
@@ -74,6 +89,7 @@ impl Kind {
     pub(super) fn filesystem(&self) -> &'static str {
         match &self.recipe {
             Recipe::Image(image) => image.fs_type,
+            Recipe::Pool(_) => "zfs",
             Recipe::Dir | Recipe::Tmpfs | Recipe::Overlay(_) => self.name,
         }
     }
@@ -83,6 +99,7 @@ impl Kind {
         match &self.recipe {
             Recipe::Dir => &[],
             Recipe::Tmpfs | Recipe::Overlay(_) => &[Fact::OwnBacking, Fact::InodeLimit],
+            Recipe::Pool(_) => &[Fact::OwnBacking],
             Recipe::Image(Image { inodes: None, .. }) => &[Fact::OwnBacking, Fact::PowerCut],
             Recipe::Image(_) => &[Fact::OwnBacking, Fact::PowerCut, Fact::InodeLimit],
         }
@@ -109,6 +126,8 @@ pub(super) const ALL: &[&Kind] = &[
     &btrfs::TWO,
     &over::OVERLAY,
     &over::FUSE,
+    &zfs::ZFS,
+    &zfs::COMPRESS,
 ];
 
 /// Every program that making a backing or looking for damage runs.
