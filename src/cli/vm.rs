@@ -28,6 +28,9 @@ enum Command {
     Fetch {
         #[command(flatten)]
         from: FromArgs,
+        /// With the kernel's zfs: its modules are built, which takes about five minutes for each kernel, once
+        #[arg(long)]
+        zfs: bool,
         /// The kernels, as `list kernels` has them [default: all]
         kernel: Vec<String>,
     },
@@ -79,11 +82,14 @@ pub(super) struct HowArgs {
     /// A guest's memory in MiB
     #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u32).range(128..))]
     memory: u32,
+    /// With the kernel's zfs, as cells of zfs have it by themselves: its modules are built, once for each kernel
+    #[arg(long)]
+    zfs: bool,
 }
 
 pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     match &args.command {
-        Command::Fetch { from, kernel } => fetch(from, kernel),
+        Command::Fetch { from, zfs, kernel } => fetch(from, *zfs, kernel),
         Command::Run {
             how,
             kernel,
@@ -116,7 +122,7 @@ fn note(text: &str) {
     eprintln!("note: {text}");
 }
 
-fn fetch(from: &FromArgs, names: &[String]) -> anyhow::Result<Status> {
+fn fetch(from: &FromArgs, zfs: bool, names: &[String]) -> anyhow::Result<Status> {
     let mut names = names.to_vec();
     if names.is_empty() {
         names = kernels()?.into_keys().collect();
@@ -127,10 +133,16 @@ fn fetch(from: &FromArgs, names: &[String]) -> anyhow::Result<Status> {
     let cache = Cache::of_user()?;
     let mirrors = Mirrors::find(from.mirror.as_deref())?;
     let mut said = Notes::default();
-    Userland::fetch(&cache, &mirrors, &Program::own()?, &mut |t| said.once(t))?;
+    let program = Program::own()?;
+    Userland::fetch(&cache, &mirrors, &program, &mut |t| said.once(t))?;
     for name in &names {
         let kernel = Kernel::fetch(&cache, &mirrors, name, &mut |t| said.once(t));
-        print(&format!("{name}: {}\n", kernel.map_err(told)?.release))?;
+        let kernel = kernel.map_err(told)?;
+        print(&format!("{name}: {}\n", kernel.release))?;
+        if zfs {
+            kernel.with_zfs(&cache, &mirrors, &program, &mut |t| said.once(t))?;
+            print(&format!("{name}: with zfs\n"))?;
+        }
     }
     Ok(Status::Good)
 }
@@ -148,8 +160,13 @@ impl Notes {
     }
 }
 
-/// Everything for guests with these kernels; what the cache does not have is fetched.
-pub(super) fn prepare(how: &HowArgs, names: &[String]) -> anyhow::Result<(Lab, Vec<Kernel>)> {
+/// Everything for guests with these kernels; what the cache does not have is fetched. `zfs`: cells want zfs, and fail in guests where
+/// there is none.
+pub(super) fn prepare(
+    how: &HowArgs,
+    names: &[String],
+    zfs: bool,
+) -> anyhow::Result<(Lab, Vec<Kernel>)> {
     let own = |name: &String| name.contains('/');
     for name in names.iter().filter(|n| !own(n)) {
         crate::lab::vm::kernel(name).map_err(told)?;
@@ -193,6 +210,26 @@ pub(super) fn prepare(how: &HowArgs, names: &[String]) -> anyhow::Result<(Lab, V
             match Kernel::cached(&cache, name).map_err(told)? {
                 Some(kernel) => kernel,
                 None => Kernel::fetch(&cache, &mirrors()?, name, &mut |t| notes.once(t))?,
+            }
+        };
+        let kernel = match how.zfs || zfs {
+            false => kernel,
+            true => {
+                let with = match kernel.cached_with_zfs(&cache, &program) {
+                    Ok(None) => mirrors().and_then(|mirrors| {
+                        kernel.with_zfs(&cache, &mirrors, &program, &mut |t| notes.once(t))
+                    }),
+                    Ok(Some(with)) => Ok(with),
+                    Err(e) => Err(e),
+                };
+                match with {
+                    Ok(with) => with,
+                    Err(e) if how.zfs => return Err(e.into()),
+                    Err(e) => {
+                        notes.once(e.to_string());
+                        kernel
+                    }
+                }
             }
         };
         if !found.contains(&kernel) {
@@ -256,7 +293,7 @@ fn run(
     command: &[String],
     interactive: bool,
 ) -> anyhow::Result<Status> {
-    let (lab, kernels) = prepare(how, &[kernel.to_string()])?;
+    let (lab, kernels) = prepare(how, &[kernel.to_string()], false)?;
     let register = setup::register()?;
     let stop = setup::interrupts()?;
     let job = Job {

@@ -21,11 +21,15 @@ const EMPTY: &[&str] = &[
     "proc", "sys", "dev", "run", "tmp", "var", "root", "work", "mnt",
 ];
 
+/// How modules are loaded: zfs would take half of a guest's memory for its cache.
+const MODULES: &str = "options zfs zfs_arc_max=134217728 zfs_arc_min=33554432\n";
+
 /// The image of a guest's root: the userland and the kernel's modules. Made once for each two of these.
 ///
 /// # Errors
 /// The cache cannot be written, or mke2fs fails.
 pub(super) fn root(cache: &Cache, userland: &Userland, kernel: &Kernel) -> Result<PathBuf> {
+    let userland = kernel.programs.as_ref().unwrap_or(userland);
     let key = format!("{RECIPE} {} {}", userland.digest, kernel.digest);
     let name = &fetch::sha256(key.as_bytes())[..32];
     let dir = cache.item("roots", name, |part| {
@@ -41,7 +45,7 @@ pub(super) fn root(cache: &Cache, userland: &Userland, kernel: &Kernel) -> Resul
 const IMAGE: &str = "root.ext4";
 
 /// To be changed whenever the code below makes another image from the same.
-const RECIPE: &str = "3";
+const RECIPE: &str = "4";
 
 /// Puts everything in place; files are hard links to those of the cache.
 fn fill(stage: &Path, userland: &Userland, kernel: &Kernel) -> Result<()> {
@@ -71,6 +75,9 @@ fn fill(stage: &Path, userland: &Userland, kernel: &Kernel) -> Result<()> {
     ] {
         fs::write(etc.join(name), text).map_err(at(&etc, "write"))?;
     }
+    let modprobe = etc.join("modprobe.d");
+    fs::create_dir_all(&modprobe).map_err(at(&modprobe, "make"))?;
+    fs::write(modprobe.join("graphtest.conf"), MODULES).map_err(at(&modprobe, "write"))?;
     let mtab = etc.join("mtab");
     match symlink("/proc/self/mounts", &mtab) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(at(&mtab, "make")(e)),

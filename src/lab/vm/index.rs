@@ -62,11 +62,23 @@ impl Index {
         suites: &[String],
         note: &mut dyn FnMut(String),
     ) -> Result<Self> {
+        Self::load_components(cache, mirrors, suites, &["main".to_string()], note)
+    }
+
+    /// The same of these components of the archive.
+    pub(super) fn load_components(
+        cache: &Cache,
+        mirrors: &Mirrors,
+        suites: &[String],
+        components: &[String],
+        note: &mut dyn FnMut(String),
+    ) -> Result<Self> {
         let mut index = Self::default();
         for suite in suites {
-            let base = mirrors.base(suite);
-            let text = packages(cache, mirrors, suite, note)?;
-            index.add(base, &text);
+            for component in components {
+                let text = packages(cache, mirrors, suite, component, note)?;
+                index.add(mirrors.base(suite), &text);
+            }
         }
         Ok(index)
     }
@@ -184,11 +196,12 @@ fn names(any: &str) -> Vec<String> {
     any.split('|').filter_map(name).collect()
 }
 
-/// The text of a suite's `Packages` file: from the cache when the mirror's list of digests still has it.
+/// The text of the `Packages` file of a suite's component: from the cache when the mirror's list of digests still has it.
 fn packages(
     cache: &Cache,
     mirrors: &Mirrors,
     suite: &str,
+    component: &str,
     note: &mut dyn FnMut(String),
 ) -> Result<String> {
     let dists = format!("{}/dists/{suite}", mirrors.base(suite));
@@ -198,7 +211,7 @@ fn packages(
         note(format!("{uri}: {why}"));
     }
     let release = String::from_utf8_lossy(&signed);
-    let name = format!("main/binary-{ARCH}/Packages.xz");
+    let name = format!("{component}/binary-{ARCH}/Packages.xz");
     let known = digest_of(&release, &name)
         .ok_or_else(|| cannot(format!("{uri}: has no SHA-256 of {name}")))?;
     let path = cache.item("indexes", &known.sha256, |part| {

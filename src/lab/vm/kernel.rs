@@ -12,6 +12,7 @@ use super::error::{Result, VmError, at, cannot};
 use super::index::{Index, Package};
 use super::mirror::Mirrors;
 use super::recipe;
+use super::userland::Userland;
 use super::{deb, fetch};
 
 /// A kernel that a guest can be started with.
@@ -28,6 +29,8 @@ pub struct Kernel {
     pub(super) modules: Vec<PathBuf>,
     /// What tells it, with its modules, from others of the same release.
     pub(super) digest: String,
+    /// The programs of its guests, where they are others than usual.
+    pub(super) programs: Option<Userland>,
 }
 
 /// What a name stood for when it was last looked up.
@@ -100,6 +103,7 @@ impl Kernel {
             image: dir.join(IMAGE),
             modules: vec![dir.join("usr/lib/modules").join(&lookup.release)],
             digest: lookup.digest.clone(),
+            programs: None,
         }
     }
 
@@ -118,6 +122,7 @@ impl Kernel {
             image,
             modules: Vec::new(),
             digest: "own".to_string(),
+            programs: None,
         })
     }
 
@@ -293,6 +298,7 @@ mod tests {
             image: tmp.path().join("bzImage"),
             modules: Vec::new(),
             digest: "own".to_string(),
+            programs: None,
         };
         let e = bare.clone().with_modules(tmp.path()).unwrap_err();
         assert!(matches!(e, VmError::Unknown(_)));

@@ -20,6 +20,7 @@ mod recipe;
 mod userland;
 mod version;
 mod wire;
+mod zfs;
 
 pub use cache::Cache;
 pub use emulator::{Accel, Emulator};

@@ -38,9 +38,14 @@ pub(super) struct Release {
 impl Release {
     /// Its C library's version as two numbers.
     pub(super) fn libc(&self) -> Option<(u32, u32)> {
-        let (major, minor) = self.libc.split_once('.')?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
+        version(&self.libc)
     }
+}
+
+/// A version such as `2.36` as two numbers.
+pub(super) fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 const KERNELS: &str = include_str!("../../../vm/kernels.yaml");

@@ -14,11 +14,11 @@ use super::error::{Result, at, cannot};
 use super::index::{Index, Package};
 use super::mirror::Mirrors;
 use super::program::Program;
-use super::recipe::{self, Release};
+use super::recipe::{self, GuestRecipe, Release};
 use super::{deb, fetch};
 
 /// Unpacked packages.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Userland {
     root: PathBuf,
     /// What tells it from others.
@@ -29,7 +29,6 @@ pub struct Userland {
 #[derive(Debug, Serialize, Deserialize)]
 struct Lookup {
     digest: String,
-    packages: Vec<Package>,
 }
 
 /// Where libraries and the loader are.
@@ -49,10 +48,7 @@ impl Userland {
             return Ok(None);
         };
         let root = cache.path("userlands", &lookup.digest);
-        Ok(root.exists().then_some(Self {
-            root,
-            digest: lookup.digest,
-        }))
+        Ok(root.exists().then(|| Self::at(cache, lookup.digest)))
     }
 
     /// Looks the packages up, fetches and unpacks them, unless the cache has them.
@@ -68,30 +64,49 @@ impl Userland {
         let recipe = recipe::guest()?;
         let release = release_for(program)?;
         let index = Index::load(cache, mirrors, &release.suites, note)?;
-        let packages = index.closure(&recipe.packages, &recipe.without)?;
-        let mut digests: Vec<&str> = packages.iter().map(|p| p.sha256.as_str()).collect();
-        digests.extend(recipe.drop.iter().map(String::as_str));
+        let userland = Self::make(cache, &index, &recipe, note)?;
         let lookup = Lookup {
-            digest: fetch::sha256(digests.concat().as_bytes())[..32].to_string(),
-            packages,
+            digest: userland.digest.clone(),
         };
-        let root = cache.item("userlands", &lookup.digest, |part| {
-            let size: u64 = lookup.packages.iter().map(|p| p.size).sum();
-            note(format!(
-                "fetching {} packages for guests ({} MB)",
-                lookup.packages.len(),
-                size >> 20
-            ));
-            unpack(&lookup.packages, &recipe.drop, part)
-        })?;
         cache.renew("lookups", &lookup_name(&release), |path| {
             let text = serde_json::to_string_pretty(&lookup).map_err(at(path, "write"))?;
             fs::write(path, text).map_err(at(path, "write"))
         })?;
-        Ok(Self {
-            root,
-            digest: lookup.digest,
-        })
+        Ok(userland)
+    }
+
+    /// Fetches and unpacks the packages that a recipe names, unless the cache has them.
+    ///
+    /// # Errors
+    /// As [`Userland::fetch`].
+    pub(super) fn make(
+        cache: &Cache,
+        index: &Index,
+        recipe: &GuestRecipe,
+        note: &mut dyn FnMut(String),
+    ) -> Result<Self> {
+        let packages = index.closure(&recipe.packages, &recipe.without)?;
+        let mut digests: Vec<&str> = packages.iter().map(|p| p.sha256.as_str()).collect();
+        digests.extend(recipe.drop.iter().map(String::as_str));
+        let digest = fetch::sha256(digests.concat().as_bytes())[..32].to_string();
+        let root = cache.item("userlands", &digest, |part| {
+            let size: u64 = packages.iter().map(|p| p.size).sum();
+            note(format!(
+                "fetching {} packages for guests ({} MB)",
+                packages.len(),
+                size >> 20
+            ));
+            unpack(&packages, &recipe.drop, part)
+        })?;
+        Ok(Self { root, digest })
+    }
+
+    /// One that the cache has.
+    pub(super) fn at(cache: &Cache, digest: String) -> Self {
+        Self {
+            root: cache.path("userlands", &digest),
+            digest,
+        }
     }
 
     /// Where it is.
@@ -162,7 +177,8 @@ fn release_for(program: &Program) -> Result<Release> {
     })
 }
 
-fn unpack(packages: &[Package], drop: &[String], root: &Path) -> Result<()> {
+/// Fetches packages and unpacks them into a new root, but for paths that are left out.
+pub(super) fn unpack(packages: &[Package], drop: &[String], root: &Path) -> Result<()> {
     fs::create_dir_all(root).map_err(at(root, "make"))?;
     let package_file = root.join("package.deb");
     let wanted = |path: &Path| !drop.iter().any(|d| path.starts_with(d));
