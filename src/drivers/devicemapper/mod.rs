@@ -363,6 +363,7 @@ impl ProtoDriver for DeviceMapper {
             Capability::StableInode,
             Capability::DirTimes,
             Capability::Sockets,
+            Capability::HomeHoldsAll,
         ])
     }
 }
