@@ -74,6 +74,7 @@ pub fn builtin() -> Result<Library, LoadError> {
 ///
 /// # Errors
 /// As [`builtin`].
+#[cfg(feature = "vm")]
 pub(crate) fn builtin_only(names: &BTreeSet<&str>) -> Result<Library, LoadError> {
     let name = |file: &str| {
         let name = file.rsplit('/').next().unwrap_or(file);
