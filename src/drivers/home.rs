@@ -139,7 +139,17 @@ impl Home {
 
     /// Opens the layer's directory.
     pub fn open_layer(&self, id: &LayerId) -> Result<OwnedFd> {
-        open_dir(self.layers_dir.as_fd(), id.as_str()).map_err(|e| match e {
+        self.open_layer_by(id, DIRECTORY)
+    }
+
+    /// The same to look at its attributes only, which takes less time.
+    pub fn find_layer(&self, id: &LayerId) -> Result<OwnedFd> {
+        self.open_layer_by(id, DIRECTORY | OFlags::PATH)
+    }
+
+    fn open_layer_by(&self, id: &LayerId, flags: OFlags) -> Result<OwnedFd> {
+        let opened = openat(&self.layers_dir, id.as_str(), flags, Mode::empty());
+        opened.map_err(|e| match e {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP => id.unknown(),
             e => Error::io("open", self.layer_path(id), e),
         })

@@ -173,10 +173,12 @@ impl Limits {
     }
 
     /// Sets the limit on record again, should somebody have switched quotas off since.
-    pub fn keep(&self, id: &LayerId, root: BorrowedFd<'_>) -> Result<()> {
+    pub fn keep(&self, id: &LayerId, root: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
         let Some(bytes) = lock(&self.known).get(id.as_str()).copied() else {
             return Ok(());
         };
+        let root = root()?;
+        let root = root.as_fd();
         match btrfs::quota_mode(root) {
             Ok(None) => {
                 self.switch_on(root)?;
@@ -189,10 +191,14 @@ impl Limits {
 
     /// Lifts the limit of a layer that is about to be deleted, since the kernel's record of it goes some time later only. Returns its
     /// quota group, and those of subvolumes inside it.
-    pub fn lift(&self, root: BorrowedFd<'_>) -> Vec<u64> {
-        if !matches!(btrfs::quota_mode(root), Ok(Some(_))) {
+    pub fn lift(&self, on: BorrowedFd<'_>, root: impl FnOnce() -> Result<OwnedFd>) -> Vec<u64> {
+        if !matches!(btrfs::quota_mode(on), Ok(Some(_))) {
             return Vec::new();
         }
+        let Ok(root) = root() else {
+            return Vec::new();
+        };
+        let root = root.as_fd();
         let groups = super::subvolumes::ids(root).unwrap_or_default();
         if let Some(own) = groups.first() {
             // A limit that stays is one of a group that is deleted.

@@ -153,7 +153,10 @@ impl Btrfs {
 
     /// Opens a layer's root, which must be that of a subvolume.
     fn open_layer(&self, id: &LayerId) -> Result<OwnedFd> {
-        let dir = self.home.open_layer(id)?;
+        self.subvolume(id, self.home.open_layer(id)?)
+    }
+
+    fn subvolume(&self, id: &LayerId, dir: OwnedFd) -> Result<OwnedFd> {
         match sys::btrfs::is_subvolume(dir.as_fd()) {
             Ok(true) => Ok(dir),
             Ok(false) => Err(id.damaged("it is no subvolume but a plain directory")),
@@ -182,9 +185,8 @@ impl ProtoDriver for Btrfs {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let groups = self
-            .home
-            .open_layer(&id)
-            .map_or_else(|_| Vec::new(), |root| self.limits.lift(root.as_fd()));
+            .limits
+            .lift(self.home.layers_dir(), || self.home.open_layer(&id));
         self.delete(&id)
             .inspect_err(|_| self.limits.restore(&id, || self.open_layer(&id)))?;
         self.limits.forget(self.home.layers_dir(), &id, groups)
@@ -192,8 +194,8 @@ impl ProtoDriver for Btrfs {
 
     fn get(&self, id: &str, _mount_label: &str) -> Result<PathBuf> {
         let id = layer_id(id)?;
-        let root = self.open_layer(&id)?;
-        self.limits.keep(&id, root.as_fd())?;
+        self.subvolume(&id, self.home.find_layer(&id)?)?;
+        self.limits.keep(&id, || self.open_layer(&id))?;
         Ok(self.home.layer_path(&id))
     }
 
