@@ -6,16 +6,17 @@
 
 use crate::sync::lock;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
+use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::super::home::{Home, MAKING, is_temporary, temporary_name};
+use super::super::home::{Home, is_temporary, open_dir, write_atomically};
 use crate::graphdriver::{Error, LayerId, Result};
 use crate::sys::btrfs::{self, QuotaMode};
 
@@ -144,32 +145,27 @@ impl Limits {
 
     /// Puts a limit on record.
     pub fn record(&self, id: &LayerId, bytes: u64) -> Result<()> {
-        let path = self.dir.join(id);
-        self.write(&path, bytes)
-            .map_err(|e| Error::io("write the limit", &path, e))?;
+        self.write(id, bytes)?;
         lock(&self.known).insert(id.to_string(), bytes);
         Ok(())
     }
 
-    fn write(&self, path: &Path, bytes: u64) -> io::Result<()> {
-        let made = fs::DirBuilder::new().mode(0o700).create(&self.dir);
-        if let Err(e) = made
-            && e.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(e);
+    fn write(&self, id: &LayerId, bytes: u64) -> Result<()> {
+        match fs::DirBuilder::new().mode(0o700).create(&self.dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("make", &self.dir, e));
+            }
+            _ => {}
         }
-        // Under another name first, so that a record is whole or not there; the next start deletes what is left of one.
-        let part = self.dir.join(temporary_name(MAKING));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(&part)?;
-        file.write_all(bytes.to_string().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        File::open(&self.dir)?.sync_all()
+        let dir = open_dir(CWD, &self.dir).map_err(|e| Error::io("open", &self.dir, e))?;
+        // What is left of a record that was not finished the next start deletes.
+        write_atomically(
+            dir.as_fd(),
+            id.as_str(),
+            bytes.to_string().as_bytes(),
+            0o644,
+        )?;
+        rustix::fs::fsync(&dir).map_err(|e| Error::io("sync", &self.dir, e))
     }
 
     /// Sets the limit on record again, should somebody have switched quotas off since.
