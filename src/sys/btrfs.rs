@@ -9,7 +9,7 @@ pub use quota::{
     QuotaMode, enable_quota, limit_referenced, limits, quota_mode, remove_qgroup, usage,
     wait_for_rescan,
 };
-pub use search::{ROOT_DIR, holds_inode_from, touched_since};
+pub use search::{Parted, ROOT_DIR, holds_inode_from, touched_since};
 pub use subvolume::{
     Info, Nested, create_subvolume, destroy, info, is_default, is_subvolume, nested, set_default,
     snapshot, sync,

@@ -208,6 +208,41 @@ fn only_what_was_touched_is_looked_at() {
     assert_eq!(found, []);
 }
 
+/// Reading sets times of access, also in the directories that a walk reads.
+#[test]
+fn what_was_only_read_is_not_looked_at() {
+    let lab = OnBtrfs::new(0);
+    lab.create("base", None);
+    lab.edit("base", &ops(BASE));
+    // A change right before the snapshot could hide one right after it.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    lab.create("top", Some("base"));
+    let stat = |id: &str, name: &str| rustix::fs::lstat(lab.path(id).join(name)).unwrap();
+    let read_at = |id: &str| {
+        let st = stat(id, "d");
+        (st.st_atime, st.st_atime_nsec)
+    };
+    let before = ["top", "base"].map(read_at);
+    assert_eq!(lab.by_walk("top", "base"), []);
+    let after = ["top", "base"].map(read_at);
+    assert!(
+        before[0] != after[0] && before[1] != after[1],
+        "the walk sets times of access here, without which this test tells nothing"
+    );
+    let inode = |name: &str| stat("top", name).st_ino;
+    // The root was renamed when the layer was complete.
+    assert_eq!(lab.touched("top", "base"), Some([inode("")].into()));
+    lab.edit(
+        "top",
+        &ops("[{write: d/g, text: x}, {touch: d/g, mtime: '100'}]"),
+    );
+    let expected = HashSet::from(["", "d", "d/g"].map(inode));
+    assert_eq!(lab.touched("top", "base"), Some(expected));
+    let [native, walked] = lab.both_ways("top", "base");
+    assert_eq!(native, ["C /d", "C /d/g"]);
+    assert_eq!(native, walked);
+}
+
 /// Where the records of the two subvolumes do not tell all, the walk does.
 #[test]
 fn what_the_records_do_not_tell_is_walked() {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::sys::btrfs::{
-    ROOT_DIR, holds_inode_from, info, is_subvolume, nested, sync, touched_since,
+    Parted, ROOT_DIR, holds_inode_from, info, is_subvolume, nested, sync, touched_since,
 };
 use crate::sys::mount::mounts_below;
 
@@ -16,8 +16,7 @@ pub(super) const WORTH: u64 = 10_000;
 /// than `worth` files were ever in the tree, and for layers with subvolumes or mounts inside, of which the records of the layer's own
 /// subvolume know nothing.
 ///
-/// A time of access that was set is a change like any other, so a tree that was read whole on a filesystem without `noatime` gains
-/// nothing.
+/// A new time of access alone is no change, so a tree that was read whole still gains.
 ///
 /// # Errors
 /// No CAP_SYS_ADMIN, a kernel before 4.18, a failed sync.
@@ -29,7 +28,7 @@ pub(super) fn since_snapshot(
     if !holds_inode_from(new, ROOT_DIR.saturating_add(worth))? {
         return Ok(None);
     }
-    let Some(since) = parted(new, old)? else {
+    let Some((transaction, nanos)) = parted(new, old)? else {
         return Ok(None);
     };
     for root in [new, old] {
@@ -39,20 +38,29 @@ pub(super) fn since_snapshot(
         }
     }
     sync(new)?;
-    let mut touched = touched_since(new, since)?;
-    touched.extend(touched_since(old, since)?);
+    let in_one = |of, other| {
+        touched_since(&Parted {
+            of,
+            other,
+            transaction,
+            nanos,
+        })
+    };
+    let mut touched = in_one(new, old)?;
+    touched.extend(in_one(old, new)?);
     Ok(Some(touched))
 }
 
-/// The transaction in which one was made as a snapshot of the other. Its number stands in the inodes that were changed before the
-/// snapshot, too, but in the same transaction: those are compared for nothing, and no later change is missed.
-fn parted(new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+/// The transaction and the time of day in which one was made as a snapshot of the other. The transaction's number stands in the inodes
+/// that were changed before the snapshot, too, but in the same transaction: those may be compared for nothing, and no later change is
+/// missed.
+fn parted(new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> io::Result<Option<(u64, u128)>> {
     let (new, old) = (info(new)?, info(old)?);
     let is_of = |child: [u8; 16], parent: [u8; 16]| child == parent && parent != [0; 16];
     Ok(if is_of(new.parent_uuid, old.uuid) {
-        Some(new.made_in)
+        Some((new.made_in, new.made_at))
     } else if is_of(old.parent_uuid, new.uuid) {
-        Some(old.made_in)
+        Some((old.made_in, old.made_at))
     } else {
         None
     })

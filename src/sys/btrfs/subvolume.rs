@@ -30,6 +30,14 @@ struct Snapshot {
     name: [u8; 4040],
 }
 
+/// `struct btrfs_ioctl_timespec`.
+#[repr(C)]
+struct RawTime {
+    secs: u64,
+    nanos: u32,
+    unused: u32,
+}
+
 /// `struct btrfs_ioctl_get_subvol_info_args`.
 #[repr(C)]
 struct RawInfo {
@@ -46,7 +54,10 @@ struct RawInfo {
     original: u64,
     sent: u64,
     received: u64,
-    times: [[u64; 2]; 4],
+    changed_at: RawTime,
+    made_at: RawTime,
+    sent_at: RawTime,
+    received_at: RawTime,
     reserved: [u64; 8],
 }
 
@@ -96,6 +107,8 @@ pub struct Info {
     pub parent_uuid: [u8; 16],
     /// The transaction in which it was made.
     pub made_in: u64,
+    /// The time of day at which it was made, in nanoseconds since 1970.
+    pub made_at: u128,
 }
 
 /// A subvolume inside another.
@@ -196,6 +209,7 @@ pub fn info(fd: BorrowedFd<'_>) -> Result<Info, Errno> {
         uuid: raw.uuid,
         parent_uuid: raw.parent_uuid,
         made_in: raw.original,
+        made_at: u128::from(raw.made_at.secs) * 1_000_000_000 + u128::from(raw.made_at.nanos),
     })
 }
 
