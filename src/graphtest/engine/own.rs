@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::fs::statvfs;
 
@@ -13,10 +12,6 @@ use crate::lab::{self, Fresh, GivenBack, Journal, Place};
 
 /// A filesystem that can hold this many times the files asked for has no limit that is worth filling.
 const INODES_ROUNDED: u64 = 4;
-
-/// How often, and after what pauses, a busy filesystem is mounted otherwise.
-const BUSY_TRIES: u32 = 100;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A filesystem made for one run of a scenario, of the kind that the cell's homes lie on.
 #[derive(Debug)]
@@ -67,21 +62,9 @@ impl Own {
 
     /// Mounts it otherwise, whoever uses it.
     pub fn remount(&self, how: Access) -> Done {
-        let mut tries = 0;
-        loop {
-            match self.0.remount(how == Access::ReadOnly) {
-                // The kernel still has to let go of what was just closed or removed.
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => {
-                    tries += 1;
-                    std::thread::sleep(BUSY_PAUSE);
-                }
-                Err(e) => {
-                    let what = format!("the backing cannot be mounted {how:?}: {e}");
-                    return Err(Fail::new(what));
-                }
-                Ok(()) => return Ok(()),
-            }
-        }
+        self.0
+            .remount(how == Access::ReadOnly)
+            .map_err(|e| Fail::new(format!("the backing cannot be mounted {how:?}: {e}")))
     }
 
     /// Cuts its power, lets go of what is open on it, and mounts it again.
