@@ -3,6 +3,7 @@
 use crate::sync::lock;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::event::Outcome;
@@ -78,19 +79,42 @@ impl CaseReport {
     }
 }
 
-/// Where a case is, for whoever watches its time.
+/// Where a case is, for whoever watches its time and may call it off.
 #[derive(Debug, Default)]
-pub struct Progress(Mutex<Option<(Location, String)>>);
+pub struct Progress {
+    now: Mutex<Option<(Location, String)>>,
+    called_off: AtomicBool,
+    cut_short: AtomicBool,
+}
 
 impl Progress {
     /// The step being carried out.
     pub fn now(&self) -> Option<(Location, String)> {
-        lock(&self.0).clone()
+        lock(&self.now).clone()
     }
 
     /// Notes the step being carried out.
     pub fn set(&self, at: &Location, step: &str) {
-        let mut now = lock(&self.0);
+        let mut now = lock(&self.now);
         *now = Some((at.clone(), step.to_string()));
+    }
+
+    /// Has the case end before its next step.
+    pub fn call_off(&self) {
+        self.called_off.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the case is to end now, without its next step; then it has no result.
+    pub fn is_called_off(&self) -> bool {
+        let off = self.called_off.load(Ordering::Relaxed);
+        if off {
+            self.cut_short.store(true, Ordering::Relaxed);
+        }
+        off
+    }
+
+    /// Whether the case ended for no other reason than that it was called off.
+    pub fn was_cut_short(&self) -> bool {
+        self.cut_short.load(Ordering::Relaxed)
     }
 }

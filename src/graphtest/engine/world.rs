@@ -119,6 +119,9 @@ impl<'a> World<'a> {
     /// Carries out steps one after the other.
     pub fn run(&mut self, steps: &[Step]) -> Done {
         for step in steps {
+            if self.progress.is_called_off() {
+                return Err(Fail::new("called off"));
+            }
             self.progress.set(&step.at, &step.text);
             self.step(step).map_err(|f| f.in_step(step))?;
         }

@@ -88,6 +88,8 @@ where
     loop {
         if stopped_at.is_none() && (limits.stop)() {
             stopped_at = Some(Instant::now());
+            // What they hold is to be given back.
+            crew.call_off();
         }
         while stopped_at.is_none()
             && crew.running.len() < limits.threads.max(1)
@@ -155,16 +157,30 @@ impl<J: Send + Sync + 'static, R: Send + 'static> Crew<J, R> {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
         };
         // What comes from a worker that was given up is late.
-        let (Running { job, .. }, orders) = self.running.remove(&id)?;
+        let (Running { job, progress, .. }, orders) = self.running.remove(&id)?;
         self.idle.push((id, orders));
+        if progress.was_cut_short() {
+            return Some((job, Turn::Abandoned));
+        }
         Some((job, result.map_or_else(Turn::Panicked, Turn::Ended)))
     }
 
-    /// Gives up the workers that are past the limit, or all of them. They end once they are done with their job.
+    /// Has those that are at something end it soon.
+    fn call_off(&self) {
+        for (running, _) in self.running.values() {
+            running.progress.call_off();
+        }
+    }
+
+    /// Gives up the workers that are past the limit, or all of them. They end with their next step at the latest.
     fn give_up(&mut self, all: bool) -> Vec<(Arc<J>, Arc<Progress>)> {
         let now = Instant::now();
         let late = self.running.extract_if(|_, (r, _)| all || r.until <= now);
-        late.map(|(_, (r, _))| (r.job, r.progress)).collect()
+        late.map(|(_, (r, _))| {
+            r.progress.call_off();
+            (r.job, r.progress)
+        })
+        .collect()
     }
 }
 
