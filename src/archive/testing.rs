@@ -24,7 +24,7 @@ pub fn place() -> tempfile::TempDir {
         rustix::process::geteuid().is_root(),
         "these tests mount and chown; run them as root: sudo -E cargo test"
     );
-    sys::ns::enter_private_mount_ns().expect("a mount namespace");
+    sys::ns::enter_private_mount_ns_of_test();
     tempfile::tempdir_in(".").expect("a directory")
 }
 

@@ -29,7 +29,7 @@ impl Lab {
             rustix::process::geteuid().is_root(),
             "these tests mount and chown; run them as root: sudo -E cargo test"
         );
-        crate::sys::ns::enter_private_mount_ns().unwrap();
+        crate::sys::ns::enter_private_mount_ns_of_test();
         let dir = match place {
             "" => tempfile::tempdir(),
             place => tempfile::tempdir_in(place),

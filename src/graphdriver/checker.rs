@@ -163,7 +163,7 @@ mod tests {
             rustix::process::geteuid().is_root(),
             "mounts; run it as root: sudo -E cargo test"
         );
-        crate::sys::ns::enter_private_mount_ns().unwrap();
+        crate::sys::ns::enter_private_mount_ns_of_test();
         let dir = tempfile::tempdir().unwrap();
         make_private(dir.path()).unwrap();
         make_private(dir.path()).unwrap();

@@ -326,7 +326,7 @@ mod tests {
             "run as root: sudo -E env PATH=\"$PATH\" cargo test"
         );
         // A namespace of this thread's own.
-        crate::sys::ns::enter_private_mount_ns().expect("a mount namespace");
+        crate::sys::ns::enter_private_mount_ns_of_test();
         let dir = tempfile::tempdir().expect("a directory");
         let tmpfs = |name: &str| {
             let at = dir.path().join(name);

@@ -20,6 +20,23 @@ pub fn enter_private_mount_ns() -> io::Result<()> {
     super::mount::make_private_recursive(Path::new("/"))
 }
 
+/// The same for the thread of a test, beside which others mount what they want to be free when they unmount it: copies of what loop
+/// devices hold are let go of.
+#[cfg(test)]
+pub fn enter_private_mount_ns_of_test() {
+    enter_private_mount_ns().expect("a mount namespace, as root");
+    for mount in super::mount::mount_table()
+        .expect("a mount table")
+        .iter()
+        .rev()
+    {
+        if mount.source.to_string_lossy().starts_with("/dev/loop") {
+            // One that went with another is no error.
+            let _ = super::mount::umount_detach(&mount.path);
+        }
+    }
+}
+
 /// Does some work in the mount namespace of another process, on a thread of its own.
 ///
 /// # Errors
