@@ -3,7 +3,11 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
@@ -152,7 +156,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
             | Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK,
     )?;
-    ptrace::syscall(child, None)?;
+    ptrace::cont(child, None)?;
     let group = Pid::from_raw(-child.as_raw());
     let mut count = 0;
     let mut prepared = false;
@@ -181,7 +185,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
                 continue;
             }
             WaitStatus::PtraceSyscall(pid) => {
-                if prepared && !killed && entered(pid).is_some_and(|call| counts(&call)) {
+                if prepared && !killed && entered(pid).is_some_and(|call| counts(pid, &call)) {
                     count += 1;
                     if count == n {
                         killed = true;
@@ -214,7 +218,12 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
             continue;
         }
         traced.insert(pid);
-        match ptrace::syscall(pid, pass_on) {
+        // Stopping at calls that are not counted would take most of the time.
+        let resumed = match prepared {
+            true => ptrace::syscall(pid, pass_on),
+            false => ptrace::cont(pid, pass_on),
+        };
+        match resumed {
             // Killed in between.
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(e) => return Err(e.into()),
@@ -266,84 +275,148 @@ fn entered(pid: Pid) -> Option<Call> {
 }
 
 /// Whether a system call could change something that outlives the process.
-fn counts(call: &Call) -> bool {
-    /// Without these, opening only looks.
-    const CHANGES: i32 = libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
-    /// Calls that only look, or change only the process itself.
-    const HARMLESS: &[libc::c_long] = &[
-        libc::SYS_read,
-        libc::SYS_pread64,
-        libc::SYS_readv,
-        libc::SYS_close,
-        libc::SYS_close_range,
-        libc::SYS_fstat,
-        libc::SYS_statx,
-        libc::SYS_newfstatat,
-        libc::SYS_statfs,
-        libc::SYS_fstatfs,
-        libc::SYS_lseek,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mprotect,
-        libc::SYS_mremap,
-        libc::SYS_madvise,
-        libc::SYS_brk,
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_sigaltstack,
-        libc::SYS_faccessat,
-        libc::SYS_faccessat2,
-        libc::SYS_dup,
-        libc::SYS_dup3,
-        libc::SYS_getdents64,
-        libc::SYS_readlinkat,
-        libc::SYS_getcwd,
-        libc::SYS_getrandom,
-        libc::SYS_getpid,
-        libc::SYS_gettid,
-        libc::SYS_getuid,
-        libc::SYS_geteuid,
-        libc::SYS_getgid,
-        libc::SYS_getegid,
-        libc::SYS_getgroups,
-        libc::SYS_uname,
-        libc::SYS_fcntl,
-        libc::SYS_flock,
-        libc::SYS_futex,
-        libc::SYS_ppoll,
-        libc::SYS_umask,
-        libc::SYS_chdir,
-        libc::SYS_fchdir,
-        libc::SYS_unshare,
-        libc::SYS_clone,
-        libc::SYS_clone3,
-        libc::SYS_set_robust_list,
-        libc::SYS_rseq,
-        libc::SYS_sched_getaffinity,
-        libc::SYS_sched_yield,
-        libc::SYS_prctl,
-        libc::SYS_prlimit64,
-        libc::SYS_capget,
-        libc::SYS_capset,
-        libc::SYS_clock_gettime,
-        libc::SYS_clock_nanosleep,
-        libc::SYS_nanosleep,
-        libc::SYS_fgetxattr,
-        libc::SYS_getxattr,
-        libc::SYS_lgetxattr,
-        libc::SYS_flistxattr,
-        libc::SYS_listxattr,
-        libc::SYS_llistxattr,
-        464, // getxattrat
-        465, // listxattrat
-        libc::SYS_exit,
-        libc::SYS_exit_group,
-    ];
-    let opens =
-        call.number == libc::SYS_openat && call.args[2] & u64::from(CHANGES.cast_unsigned()) == 0;
-    !opens && !HARMLESS.contains(&call.number)
+fn counts(pid: Pid, call: &Call) -> bool {
+    let arg = |n: usize| call.args[n];
+    match call.number {
+        libc::SYS_openat => opens_to_change(arg(2)),
+        // The first word of its `struct open_how`.
+        libc::SYS_openat2 => memory(pid, arg(2), 8)
+            .and_then(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)))
+            .is_none_or(opens_to_change),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open => opens_to_change(arg(1)),
+        // A program is looked for in all of `PATH`.
+        libc::SYS_execve => memory(pid, arg(0), libc::PATH_MAX as usize)
+            .is_none_or(|path| until_nul(&path).exists()),
+        // Before `FSCONFIG_CMD_CREATE` only parameters are set, of what only the process has.
+        libc::SYS_fsconfig => arg(1) >= 6,
+        libc::SYS_quotactl_fd => !looks_at_quota(arg(1)),
+        libc::SYS_quotactl => !looks_at_quota(arg(0)),
+        libc::SYS_ioctl => !ioctl_looks(arg(1)),
+        number => !HARMLESS.contains(&number),
+    }
 }
+
+/// Whether open(2) with these flags does more than look.
+fn opens_to_change(flags: u64) -> bool {
+    const CHANGES: i32 = libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
+    flags & u64::from(CHANGES.cast_unsigned()) != 0
+}
+
+/// Whether a command of quotactl(2) is `Q_XGETQUOTA`, `Q_XGETQSTAT` or `Q_XGETNEXTQUOTA`.
+fn looks_at_quota(command: u64) -> bool {
+    const GETS: [u64; 3] = [3, 5, 9];
+    GETS.contains(&(command >> 8 & 0xff)) && command >> 16 & 0xff == u64::from(b'X')
+}
+
+/// Whether an ioctl(2) is one of those that tell attributes of a file; the direction in the number of others cannot be trusted.
+fn ioctl_looks(request: u64) -> bool {
+    const GETFLAGS: u64 = 0x8008_6601;
+    const FSGETXATTR: u64 = 0x801c_581f;
+    [GETFLAGS, FSGETXATTR].contains(&request)
+}
+
+/// What lies in the memory of a stopped process, as far as it is there.
+fn memory(pid: Pid, at: u64, len: usize) -> Option<Vec<u8>> {
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let mut found = vec![0; len];
+    let read = memory.read_at(&mut found, at).ok()?;
+    found.truncate(read);
+    Some(found)
+}
+
+fn until_nul(bytes: &[u8]) -> &Path {
+    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    Path::new(OsStr::from_bytes(&bytes[..end]))
+}
+
+/// Calls that only look, change only the process itself, or write out what a kill loses nothing of.
+const HARMLESS: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_statfs,
+    libc::SYS_fstatfs,
+    libc::SYS_lseek,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
+    libc::SYS_getcwd,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getgroups,
+    libc::SYS_uname,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_futex,
+    libc::SYS_ppoll,
+    libc::SYS_umask,
+    libc::SYS_chdir,
+    libc::SYS_fchdir,
+    libc::SYS_unshare,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_fgetxattr,
+    libc::SYS_getxattr,
+    libc::SYS_lgetxattr,
+    libc::SYS_flistxattr,
+    libc::SYS_listxattr,
+    libc::SYS_llistxattr,
+    464, // getxattrat
+    465, // listxattrat
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_pipe2,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_syncfs,
+    libc::SYS_fsopen,
+    libc::SYS_fsmount,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+];
 
 #[cfg(test)]
 mod tests {
@@ -378,6 +451,37 @@ mod tests {
                 }
             );
         }
+    }
+
+    #[test]
+    fn looking_is_not_counted() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let at = tmp.path();
+        let look = || {
+            let dir = std::fs::File::open(at)?;
+            let no_flags = rustix::fs::OFlags::empty();
+            let by = rustix::fs::ResolveFlags::BENEATH;
+            rustix::fs::openat2(&dir, ".", no_flags, rustix::fs::Mode::empty(), by)?;
+            rustix::fs::ioctl_getflags(&dir)?;
+            dir.sync_all()?;
+            // It is in none of the directories of `PATH`.
+            let started = std::process::Command::new("graphtest-no-such-program").spawn();
+            assert!(started.is_err());
+            io::Result::Ok(())
+        };
+        let work = || {
+            let looked = look();
+            i32::from(looked.is_err() || std::fs::create_dir(at.join("a")).is_err())
+        };
+        assert_eq!(
+            fork_killed_at_syscall(1, work).expect("ptrace"),
+            Outcome::Killed
+        );
+        assert!(!at.join("a").exists());
+        assert_eq!(
+            fork_killed_at_syscall(2, work).expect("ptrace"),
+            Outcome::Exited(0)
+        );
     }
 
     #[test]

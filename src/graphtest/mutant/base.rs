@@ -121,6 +121,10 @@ pub(super) struct Create<'a> {
 
 /// A bug: what is not overridden is done by the good driver.
 pub(super) trait Bug: Send + Sync + fmt::Debug {
+    /// Is called when the driver has started.
+    fn start(&self, _: &Base) -> Result<()> {
+        Ok(())
+    }
     fn create(&self, b: &Base, c: Create<'_>) -> Result<()> {
         b.create(&c)
     }

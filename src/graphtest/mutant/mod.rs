@@ -83,10 +83,10 @@ impl Mutant {
             Make::Bug(make) => make(),
             Make::IgnoresOptions | Make::Select(_) => return inner,
         };
-        Arc::new(Mutated {
-            base: Base::new(inner, home),
-            bug,
-        })
+        let base = Base::new(inner, home);
+        // A bug that cannot do its harm survives, and that is reported.
+        let _ = bug.start(&base);
+        Arc::new(Mutated { base, bug })
     }
 }
 

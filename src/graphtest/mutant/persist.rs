@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -17,6 +18,8 @@ stateless! {
     CreateNotAtomic;
     /// A layer is emptied before it is removed.
     RemoveNotAtomic;
+    /// While it starts, the driver's directories have other names.
+    StartNotAtomic;
     /// After a restart the first get mounts nothing: the mount is believed to be there.
     RestartLosesMount;
     /// After a restart layers differ from nothing: their parents are forgotten.
@@ -63,6 +66,21 @@ impl Bug for RemoveNotAtomic {
             })?;
         }
         b.remove(id)
+    }
+}
+
+impl Bug for StartNotAtomic {
+    fn start(&self, b: &Base) -> Result<()> {
+        let entries: io::Result<Vec<_>> = fs::read_dir(&b.home).and_then(Iterator::collect);
+        for entry in entries.map_err(other)? {
+            let aside = b.home.join(".aside");
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                fs::rename(entry.path(), &aside)
+                    .and_then(|()| fs::rename(&aside, entry.path()))
+                    .map_err(other)?;
+            }
+        }
+        Ok(())
     }
 }
 

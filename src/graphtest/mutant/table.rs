@@ -242,6 +242,7 @@ mutants! {
     "restart-loses-mount" "After a restart a get mounts nothing." Bug(persist::RestartLosesMount::make);
     "create-not-atomic" "A new layer is there before it shows its parent." Bug(persist::CreateNotAtomic::make);
     "remove-not-atomic" "A layer is emptied before it is removed." Bug(persist::RemoveNotAtomic::make);
+    "start-not-atomic" "While it starts, the driver's directories have other names." Bug(persist::StartNotAtomic::make);
     "empty-link-wipes-links" "Removing a layer whose `link` file is empty removes all links." Bug(persist::EmptyLinkWipesLinks::make);
     "damage-shown-empty" "A damaged layer is shown as an empty one." Bug(persist::DamageShownEmpty::make);
 
