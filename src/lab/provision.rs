@@ -9,6 +9,7 @@ use super::damage::Damage;
 use super::own::Source;
 use super::stack::Stack;
 use super::{Backing, Place, Register};
+use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::sys::mount::mounts_below;
 
 /// How often, and after what pauses, giving back is tried.
@@ -85,7 +86,7 @@ impl Provisioned {
 }
 
 /// Makes a place: a marked directory of the run, in it whatever the backing is made of, probed. Images and mount points are in the
-/// temporary directory (`TMPDIR`).
+/// directory that `TMPDIR` names; where it names none, in memory (`/dev/shm`) if there is plenty of it, else in `/tmp`.
 ///
 /// # Errors
 /// Which step failed, with its path and errno; what is not installed, with its package.
@@ -93,7 +94,7 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
     let parent = match (&backing.path, backing.is_made()) {
         (Some(path), _) => path.clone(),
         (None, false) => std::env::current_dir()?,
-        (None, true) => std::env::temp_dir(),
+        (None, true) => for_images(),
     };
     if let Some(program) = backing.kind.program() {
         program.find()?;
@@ -131,6 +132,39 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
     result
 }
 
+/// What must be free in memory and in its filesystem for images to be made there: several cells are open at a time, and each takes a few
+/// hundred MiB.
+const PLENTY: u64 = 8 << 30;
+
+/// Where images are made. In memory they are flushed at once, and most scenarios wait for little else than flushes.
+fn for_images() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if std::env::var_os("TMPDIR").is_none() && has_plenty(memory).unwrap_or(false) {
+        return memory.to_path_buf();
+    }
+    std::env::temp_dir()
+}
+
+fn has_plenty(memory: &Path) -> io::Result<bool> {
+    if get_fs_magic(memory).map_err(io::Error::other)? != FsMagic::TMPFS {
+        return Ok(false);
+    }
+    let fs = rustix::fs::statvfs(memory)?;
+    let read_only = fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    let known = std::fs::read_to_string("/proc/meminfo")?;
+    Ok(!read_only && free.min(available(&known).unwrap_or(0)) >= PLENTY)
+}
+
+/// The bytes of `MemAvailable` in proc_meminfo(5).
+fn available(known: &str) -> Option<u64> {
+    let line = known
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// The filesystem type of the mount that holds `dir`, from the mount table.
 fn filesystem_of(dir: &Path) -> String {
     let mounts = mounts_below(Path::new("/")).unwrap_or_default();
@@ -141,4 +175,19 @@ fn filesystem_of(dir: &Path) -> String {
     // The longest path holds it; of several mounted on each other, the last.
     let best = holds.max_by_key(|(i, m)| (m.path.as_os_str().len(), *i));
     best.map_or_else(|| "unknown".to_string(), |(_, m)| m.fs_type.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_read() {
+        let known = "MemTotal:  9 kB\nMemFree:  7 kB\nMemAvailable:   16384 kB\nBuffers: 1 kB\n";
+        assert_eq!(available(known), Some(16 << 20));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+        let here = std::fs::read_to_string("/proc/meminfo").unwrap();
+        assert!(available(&here).unwrap() > 0);
+        assert!(!has_plenty(Path::new("/proc")).unwrap());
+    }
 }
