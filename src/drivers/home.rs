@@ -57,18 +57,35 @@ pub(super) struct Home {
     root: Owner,
     /// What limits the size of layers, or why nothing does.
     quotas: Result<LayerQuotas, String>,
-    delete: Delete,
+    kept: Kept,
+}
+
+/// How layers are kept in a home.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    /// The directory of the home that holds them; empty: the home itself.
+    pub below: &'static str,
+    /// The directory of a layer that may be in a project, for its limit; empty: the layer's own.
+    pub limited: &'static str,
+    /// What deletes one.
+    pub delete: Delete,
+}
+
+impl Kept {
+    /// As directories with all that is in them.
+    pub const fn in_directories(below: &'static str) -> Self {
+        Self {
+            below,
+            limited: "",
+            delete: sys::remove::remove_tree_at,
+        }
+    }
 }
 
 impl Home {
     /// Makes the home if need be (0710, the caller's uid with the gid of the mapped root, so that the latter can pass through
-    /// but not list), and the directory `below` it that holds the layers (empty: the home itself). Deletes what a killed process left.
-    pub fn open(path: &Path, below: &str, maps: &IdMaps) -> Result<Self> {
-        Self::open_with(path, below, maps, sys::remove::remove_tree_at)
-    }
-
-    /// The same for layers that are more than directories.
-    pub fn open_with(path: &Path, below: &str, maps: &IdMaps, delete: Delete) -> Result<Self> {
+    /// but not list), and the directory in it that holds the layers. Deletes what a killed process left.
+    pub fn open(path: &Path, kept: Kept, maps: &IdMaps) -> Result<Self> {
         let root = maps.remapped_root().map_err(|e| Error::InvalidOption {
             key: "id maps".to_owned(),
             why: e.to_string(),
@@ -82,12 +99,12 @@ impl Home {
         // A home reached through a symbolic link is known by one name, the one that the mount table has.
         let path = path.canonicalize().map_err(failed("resolve"))?;
         own_directory(&path, root.gid)?;
-        let layers = if below.is_empty() {
+        let layers = if kept.below.is_empty() {
             path.clone()
         } else {
-            path.join(below)
+            path.join(kept.below)
         };
-        if !below.is_empty() {
+        if !kept.below.is_empty() {
             make_dir_if_missing(&layers)?;
             own_directory(&layers, root.gid)?;
         }
@@ -100,7 +117,7 @@ impl Home {
             layers_dir,
             root,
             quotas,
-            delete,
+            kept,
         };
         home.sweep()?;
         Ok(home)
@@ -263,8 +280,11 @@ impl Home {
         // First, so that no limit stays on record for a layer that is gone, whenever the process dies.
         if let (Ok(quotas), Ok(dir)) = (&self.quotas, open_dir(self.layers_dir.as_fd(), name)) {
             quotas.release(dir.as_fd())?;
+            if let Ok(limited) = open_dir(dir.as_fd(), self.kept.limited) {
+                quotas.release(limited.as_fd())?;
+            }
         }
-        let delete = || (self.delete)(self.layers_dir.as_fd(), OsStr::new(name));
+        let delete = || (self.kept.delete)(self.layers_dir.as_fd(), OsStr::new(name));
         match delete() {
             Err(e) if mounted(&e) => {
                 unmount_below(&path)?;

@@ -134,24 +134,40 @@ impl LayerQuotas {
         }
     }
 
+    /// Has a new directory of a layer count for what another one counts for, if that is a limit of ours.
+    pub fn join(&self, new: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<()> {
+        match self.project_of(other) {
+            Some(id) => quota::set_project(new, id).map_err(failed("set the project of")),
+            None => Ok(()),
+        }
+    }
+
+    /// The project of ours that a directory is in.
+    fn project_of(&self, dir: BorrowedFd<'_>) -> Option<u32> {
+        let project = quota::project(dir).ok()?;
+        let ours = self.first..self.first.saturating_add(IDS);
+        (project.inherited && ours.contains(&project.id)).then_some(project.id)
+    }
+
     /// Takes the limit of a layer off the record, for one that is being deleted. A directory that is in no project of ours is left alone.
     pub fn release(&self, dir: BorrowedFd<'_>) -> Result<()> {
-        let Ok(project) = quota::project(dir) else {
+        let Some(id) = self.project_of(dir) else {
             return Ok(());
         };
-        let ours = self.first..self.first.saturating_add(IDS);
-        if !project.inherited || !ours.contains(&project.id) {
-            return Ok(());
-        }
         self.projects
-            .set_limit(project.id, 0)
+            .set_limit(id, 0)
             .map_err(failed("lift the limit of"))?;
-        self.next.fetch_min(project.id, Ordering::Relaxed);
+        self.next.fetch_min(id, Ordering::Relaxed);
         Ok(())
     }
 }
 
 impl LayerProject<'_> {
+    /// From now on what is made in the directory itself is not counted, as opposed to what is made in those that are in it already.
+    pub fn leave(&self, dir: BorrowedFd<'_>) -> Result<()> {
+        quota::set_project(dir, 0).map_err(failed("set the project of"))
+    }
+
     /// From now on the layer takes no more than its limit, with what it has already.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustix::io::Errno;
 
 use self::limits::Limits;
-use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
+use super::home::{Home, Kept, is_temporary, set_owner_and_mode, size_option};
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, FsMagic, InitOptions, LayerId, NaiveDiff,
     ProtoDriver, Result, get_fs_magic, parse_key_value, parse_size,
@@ -37,6 +37,11 @@ pub const NAME: &str = "btrfs";
 
 /// The directory of the layers.
 const SUBVOLUMES: &str = "subvolumes";
+
+const KEPT: Kept = Kept {
+    delete: subvolumes::delete,
+    ..Kept::in_directories(SUBVOLUMES)
+};
 
 /// The least size that a layer may be limited to; given, quotas are switched on at the start.
 const MIN_SPACE: &str = "btrfs.min_space";
@@ -96,7 +101,7 @@ struct Btrfs {
 impl Btrfs {
     fn open(path: &Path, init: &InitOptions, min_space: Option<u64>) -> Result<Self> {
         check_filesystem(path)?;
-        let home = Home::open_with(path, SUBVOLUMES, &init.id_maps, subvolumes::delete)?;
+        let home = Home::open(path, KEPT, &init.id_maps)?;
         Ok(Self {
             limits: Limits::open(&home, min_space)?,
             home,

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use super::copy::{Files, copy_directory_attributes, copy_tree};
 use super::home::{
-    Home, IdLocks, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
+    Home, IdLocks, Kept, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
     set_owner_and_mode, size_option, write_atomically,
 };
 use super::overlayfs::{COMMITTED, MERGED, Mounter, Mounts, Support, View, freeze, thaw};
@@ -54,7 +54,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             why: "overlay takes no options".to_owned(),
         });
     }
-    let home = Home::open(home, "", &init.id_maps)?;
+    let home = Home::open(home, Kept::in_directories(""), &init.id_maps)?;
     let support = Arc::new(Support::probe(&home)?);
     let overlay = Overlay {
         home,

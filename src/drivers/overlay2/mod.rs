@@ -25,7 +25,7 @@ use rustix::io::Errno;
 
 use super::copy::copy_directory_attributes;
 use super::home::{
-    Home, IdLocks, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
+    Home, IdLocks, Kept, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
 };
 use super::overlayfs::{MERGED, Mounter, Mounts, OverlayMount, Support, View, freeze, thaw};
 use super::quota;
@@ -39,6 +39,13 @@ use layout::{LINKS, Links, Record, Short, lower_text};
 
 /// The registered name.
 pub const NAME: &str = "overlay2";
+
+/// Its layers: `diff` and `work` are counted for a limit, and not the layer's records beside them. A layer that is full can be mounted and
+/// get children, for which something is to be made in its directory.
+pub(super) const KEPT: Kept = Kept {
+    limited: "diff",
+    ..Kept::in_directories("")
+};
 
 /// Starts the driver. Options: `overlay2.size`, the limit of layers that are made by `create_read_write` without one, and
 /// `overlay2.override_kernel_check` (read and ignored, as moby does since 20.10).
@@ -62,7 +69,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             }
         }
     }
-    let home = Home::open(home, "", &init.id_maps)?;
+    let home = Home::open(home, KEPT, &init.id_maps)?;
     let support = Support::probe(&home)?;
     let own = [
         ("Using metacopy", support.metacopy),
@@ -170,8 +177,12 @@ impl Overlay2 {
         let stage = self.home.stage()?;
         let limit = stage.count_for(size)?;
         let short = Short::random()?;
-        self.fill(&stage, parent.as_ref(), &short, &lower)?;
-        limit.map_or(Ok(()), |limit| limit.enforce())?;
+        self.make_dirs(&stage, parent.as_ref())?;
+        if let Some(limit) = limit {
+            limit.leave(stage.dir())?;
+            limit.enforce()?;
+        }
+        self.write_records(&stage, &short, &lower)?;
         if let Some(parent) = &parent {
             freeze(&self.home, parent)?;
         }
@@ -217,14 +228,8 @@ impl Overlay2 {
         }
     }
 
-    /// Puts all that a layer consists of into its directory.
-    fn fill(
-        &self,
-        stage: &Stage<'_>,
-        parent: Option<&LayerId>,
-        short: &Short,
-        lower: &[Short],
-    ) -> Result<()> {
+    /// Makes the directories of a layer, the root of which shows the attributes of its parent's.
+    fn make_dirs(&self, stage: &Stage<'_>, parent: Option<&LayerId>) -> Result<()> {
         let root = self.home.root_owner();
         let me = Owner {
             uid: rustix::process::geteuid().as_raw(),
@@ -233,12 +238,16 @@ impl Overlay2 {
         super::home::set_owner_and_mode(stage.dir(), 0o710, me)
             .map_err(|e| Error::io("set up", stage.path(), e))?;
         let diff = make_dir(stage.dir(), "diff", 0o755, root)?;
-        if let Some(parent) = parent {
-            // The root of the mount shows the attributes of this directory, so they are the parent's.
-            let above = self.open_diff(parent)?;
-            copy_directory_attributes(above.as_fd(), diff.as_fd(), |key| !xattr::is_internal(key))
-                .map_err(|e| Error::io("copy the attributes of", self.diff_path(parent), e))?;
-            make_dir(stage.dir(), "work", 0o700, root)?;
+        let Some(parent) = parent else { return Ok(()) };
+        // The root of the mount shows the attributes of this directory, so they are the parent's.
+        let above = self.open_diff(parent)?;
+        copy_directory_attributes(above.as_fd(), diff.as_fd(), |key| !xattr::is_internal(key))
+            .map_err(|e| Error::io("copy the attributes of", self.diff_path(parent), e))?;
+        make_dir(stage.dir(), "work", 0o700, root).map(drop)
+    }
+
+    fn write_records(&self, stage: &Stage<'_>, short: &Short, lower: &[Short]) -> Result<()> {
+        if !lower.is_empty() {
             write_atomically(stage.dir(), "lower", lower_text(lower).as_bytes(), 0o644)?;
         }
         write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)?;
@@ -346,9 +355,17 @@ impl Overlay2 {
     fn make_work(&self, id: &LayerId) -> Result<()> {
         let layer = self.home.open_layer(id)?;
         match mkdirat(&layer, "work", Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
-            Err(e) => Err(Error::io("make", format!("{id}/work"), e)),
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Ok(()),
+            Err(e) => return Err(Error::io("make", format!("{id}/work"), e)),
         }
+        let Ok(quotas) = self.home.quotas() else {
+            return Ok(());
+        };
+        // What is copied up is made in the one and renamed into the other, which must count for the same.
+        let work = open_dir(layer.as_fd(), "work")
+            .map_err(|e| Error::io("open", format!("{id}/work"), e))?;
+        quotas.join(work.as_fd(), self.open_diff(id)?.as_fd())
     }
 
     /// Whether `parent` is what `id` lies on directly.
