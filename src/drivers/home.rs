@@ -84,8 +84,13 @@ impl Kept {
 
 impl Home {
     /// Makes the home if need be (0710, the caller's uid with the gid of the mapped root, so that the latter can pass through
-    /// but not list), and the directory in it that holds the layers. Deletes what a killed process left.
-    pub fn open(path: &Path, kept: Kept, maps: &IdMaps) -> Result<Self> {
+    /// but not list), and the directory `below` it that holds the layers (empty: the home itself). Deletes what a killed process left.
+    pub fn open(path: &Path, below: &'static str, maps: &IdMaps) -> Result<Self> {
+        Self::open_with(path, Kept::in_directories(below), maps)
+    }
+
+    /// The same for layers that are more than directories.
+    pub fn open_with(path: &Path, kept: Kept, maps: &IdMaps) -> Result<Self> {
         let root = maps.remapped_root().map_err(|e| Error::InvalidOption {
             key: "id maps".to_owned(),
             why: e.to_string(),
@@ -378,9 +383,24 @@ impl Stage<'_> {
             .transpose()
     }
 
-    /// Has what was made in the directory on the disk before its records' name can be, after [`write_atomically`] was used in it. btrfs
-    /// brings back what was flushed, under the name it has got since, and nothing that lay beside it; elsewhere a journal keeps order.
-    pub fn keep_together(&self) -> Result<()> {
+    /// Writes the records of a layer (name, content, mode), last of what is put into its directory. They are there whole when its name
+    /// is, also after a power cut.
+    ///
+    /// Only contents are flushed. Names reach the disk in the order in which they were made on every filesystem with a journal, so a
+    /// layer whose name is there has its records, and its parent has its own; flushing directories as well would make each layer wait
+    /// for everything else that is being written to the same disk. btrfs has no journal: it brings back what was flushed, under the name
+    /// it has got since, and nothing that lay beside it, so there the directory is flushed too.
+    pub fn write_records(&self, records: &[(&str, &[u8], u32)]) -> Result<()> {
+        let mut files = Vec::new();
+        for (name, content, mode) in records {
+            files.push((*name, write_new(self.dir(), name, content, *mode)?));
+        }
+        for (_, file) in &files {
+            sys::fsctl::begin_to_write_out(file.as_fd());
+        }
+        for (name, file) in &files {
+            rustix::fs::fsync(file).map_err(|e| Error::io("sync", *name, e))?;
+        }
         if get_fs_magic(&self.path())? != FsMagic::BTRFS {
             return Ok(());
         }
@@ -490,33 +510,34 @@ pub(super) fn size_option(
     Ok(size.filter(|size| *size > 0))
 }
 
-/// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed.
-///
-/// Only contents are flushed. Names reach the disk in the order in which they were made on every filesystem with a journal, so a layer
-/// whose name is there has its files, and its parent has its own (for btrfs see [`Stage::keep_together`]); flushing directories as well would make each layer wait for
-/// everything else that is being written to the same disk.
+/// Writes a small file so that it is there whole or not at all, also after a power cut: under a temporary name, flushed, renamed. For
+/// files of a layer that is being made see [`Stage::write_records`].
 pub(super) fn write_atomically(
     dir: BorrowedFd<'_>,
     name: &str,
     content: &[u8],
     mode: u32,
 ) -> Result<()> {
-    let failed = |op| move |e: Errno| Error::io(op, name, e);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     if content.is_empty() {
-        // A mark is whole once it has its name; a temporary one would stay behind when the process dies in between.
-        let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
-        return fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("change the mode of"));
+        return mark(dir, name, mode);
     }
     // Not made from the name, which may be as long as names can be.
     let temporary = temporary_name(TEMPORARY);
     write_synced(dir, &temporary, content, mode)?;
-    let renamed = renameat(dir, &temporary, dir, name).map_err(failed("rename"));
-    if renamed.is_err() {
+    renameat(dir, &temporary, dir, name).map_err(|e| {
         // The first failure is the one to tell.
         let _ = rustix::fs::unlinkat(dir, &temporary, AtFlags::empty());
-    }
-    renamed
+        Error::io("rename", name, e)
+    })
+}
+
+/// Makes an empty file, which is whole once it has its name; a temporary one would stay behind when the process dies in between.
+fn mark(dir: BorrowedFd<'_>, name: &str, mode: u32) -> Result<()> {
+    let failed = |op| move |e: Errno| Error::io(op, name, e);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(mode);
+    let file = openat(dir, name, flags, mode).map_err(failed("create"))?;
+    fchmod(&file, mode).map_err(failed("change the mode of"))
 }
 
 /// Writes a new file and has its content on the disk; after an error there is none.
@@ -526,18 +547,31 @@ pub(super) fn write_synced(
     content: &[u8],
     mode: u32,
 ) -> Result<()> {
-    let failed = |op| move |e: Errno| Error::io(op, name, e);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(dir, name, flags, Mode::from_raw_mode(mode)).map_err(failed("create"))?;
-    let written = fchmod(&file, Mode::from_raw_mode(mode))
-        .map_err(failed("change the mode of"))
-        .and_then(|()| sys::copy::write_all_at(file.as_fd(), content, 0).map_err(failed("write")))
-        .and_then(|()| rustix::fs::fsync(&file).map_err(failed("sync")));
-    if written.is_err() {
+    let file = write_new(dir, name, content, mode)?;
+    rustix::fs::fsync(&file).map_err(|e| {
         // The first failure is the one to tell.
         let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+        Error::io("sync", name, e)
+    })
+}
+
+/// Writes a new file, which may be in memory only still; after an error there is none.
+fn write_new(dir: BorrowedFd<'_>, name: &str, content: &[u8], mode: u32) -> Result<OwnedFd> {
+    let failed = |op| move |e: Errno| Error::io(op, name, e);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(mode);
+    let file = openat(dir, name, flags, mode).map_err(failed("create"))?;
+    let written = fchmod(&file, mode)
+        .map_err(failed("change the mode of"))
+        .and_then(|()| sys::copy::write_all_at(file.as_fd(), content, 0).map_err(failed("write")));
+    match written {
+        Ok(()) => Ok(file),
+        Err(e) => {
+            // The first failure is the one to tell.
+            let _ = rustix::fs::unlinkat(dir, name, AtFlags::empty());
+            Err(e)
+        }
     }
-    written
 }
 
 /// Room for 500 names of 29 bytes, and to see that a file is longer than any we write.

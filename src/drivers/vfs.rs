@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::fs::{Mode, fchmod, fstat, fstatfs};
 
 use super::copy::{Files, copy_tree};
-use super::home::{Home, Kept, is_temporary, set_owner_and_mode, size_option};
+use super::home::{Home, is_temporary, set_owner_and_mode, size_option};
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, FsMagic, InitOptions, LayerId, NaiveDiff,
     ProtoDriver, Result, parse_key_value, parse_size,
@@ -38,7 +38,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
         }
         size = Some(parse_size(&key, value)?).filter(|size| *size > 0);
     }
-    let home = Home::open(home, Kept::in_directories("dir"), &init.id_maps)?;
+    let home = Home::open(home, "dir", &init.id_maps)?;
     if size.is_some() {
         home.quotas()?;
     }

@@ -101,7 +101,7 @@ struct Btrfs {
 impl Btrfs {
     fn open(path: &Path, init: &InitOptions, min_space: Option<u64>) -> Result<Self> {
         check_filesystem(path)?;
-        let home = Home::open(path, KEPT, &init.id_maps)?;
+        let home = Home::open_with(path, KEPT, &init.id_maps)?;
         Ok(Self {
             limits: Limits::open(&home, min_space)?,
             home,

@@ -37,7 +37,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
         });
     }
     let version = program::version()?;
-    let home = Home::open(home, overlay2::KEPT, &init.id_maps)?;
+    let home = Home::open_with(home, overlay2::KEPT, &init.id_maps)?;
     let kind = Kind {
         name: NAME,
         size: None,

@@ -22,8 +22,8 @@ use rustix::io::Errno;
 
 use super::copy::{Files, copy_directory_attributes, copy_tree};
 use super::home::{
-    Home, IdLocks, Kept, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
-    set_owner_and_mode, size_option, write_atomically,
+    Home, IdLocks, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
+    set_owner_and_mode, size_option,
 };
 use super::overlayfs::{COMMITTED, MERGED, Mounter, Mounts, Support, View, freeze, thaw};
 use crate::archive::{self, ApplyOptions};
@@ -54,7 +54,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             why: "overlay takes no options".to_owned(),
         });
     }
-    let home = Home::open(home, Kept::in_directories(""), &init.id_maps)?;
+    let home = Home::open(home, "", &init.id_maps)?;
     let support = Arc::new(Support::probe(&home)?);
     let overlay = Overlay {
         home,
@@ -209,14 +209,11 @@ impl Overlay {
             self.dress(parent, ROOT, &upper)?;
         }
         make_dir(stage.dir(), WORK, 0o700, self.home.root_owner())?;
-        write_atomically(
-            stage.dir(),
-            LOWER_ID,
-            below.image.as_str().as_bytes(),
-            0o600,
-        )?;
-        write_atomically(stage.dir(), PARENT_ID, parent.as_str().as_bytes(), 0o600)?;
-        stage.keep_together()
+        let (image, parent) = (below.image.as_str(), parent.as_str());
+        stage.write_records(&[
+            (LOWER_ID, image.as_bytes(), 0o600),
+            (PARENT_ID, parent.as_bytes(), 0o600),
+        ])
     }
 
     /// Gives a directory, whose attributes the root of a layer shows, those of a layer's directory.

@@ -24,9 +24,7 @@ use rustix::fs::{Mode, mkdirat};
 use rustix::io::Errno;
 
 use super::copy::copy_directory_attributes;
-use super::home::{
-    Home, IdLocks, Kept, Stage, is_temporary, make_dir, open_dir, size_option, write_atomically,
-};
+use super::home::{Home, IdLocks, Kept, Stage, is_temporary, make_dir, open_dir, size_option};
 use super::overlayfs::{MERGED, Mounter, Mounts, OverlayMount, Support, View, freeze, thaw};
 use super::quota;
 use crate::graphdriver::{
@@ -69,7 +67,7 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
             }
         }
     }
-    let home = Home::open(home, KEPT, &init.id_maps)?;
+    let home = Home::open_with(home, KEPT, &init.id_maps)?;
     let support = Support::probe(&home)?;
     let own = [
         ("Using metacopy", support.metacopy),
@@ -182,7 +180,17 @@ impl Overlay2 {
             limit.leave(stage.dir())?;
             limit.enforce()?;
         }
-        self.write_records(&stage, &short, &lower)?;
+        let lower = lower_text(&lower);
+        let records: [(&str, &[u8], u32); 2] = [
+            ("link", short.as_str().as_bytes(), 0o644),
+            ("lower", lower.as_bytes(), 0o644),
+        ];
+        // A layer without parent lies on none.
+        stage.write_records(if lower.is_empty() {
+            &records[..1]
+        } else {
+            &records
+        })?;
         if let Some(parent) = &parent {
             freeze(&self.home, parent)?;
         }
@@ -244,14 +252,6 @@ impl Overlay2 {
         copy_directory_attributes(above.as_fd(), diff.as_fd(), |key| !xattr::is_internal(key))
             .map_err(|e| Error::io("copy the attributes of", self.diff_path(parent), e))?;
         make_dir(stage.dir(), "work", 0o700, root).map(drop)
-    }
-
-    fn write_records(&self, stage: &Stage<'_>, short: &Short, lower: &[Short]) -> Result<()> {
-        if !lower.is_empty() {
-            write_atomically(stage.dir(), "lower", lower_text(lower).as_bytes(), 0o644)?;
-        }
-        write_atomically(stage.dir(), "link", short.as_str().as_bytes(), 0o644)?;
-        stage.keep_together()
     }
 
     fn diff_path(&self, id: &LayerId) -> PathBuf {
