@@ -3,6 +3,7 @@
 //! Those that start guests are not run by default: `cargo test --test vm -- --ignored`.
 
 use std::fs;
+use std::io::BufRead;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -235,6 +236,84 @@ fn a_kernel_that_panics_is_told_with_its_last_words() {
     assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
 }
 
+/// The emulator of the guest that a process has started.
+fn emulator_of(pid: u32) -> Option<i32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    // Not the one that is only asked for its version.
+    let is = |pid: &&str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(b"qemu-system") && line.windows(7).any(|w| w == b"-kernel")
+    };
+    let children = children.unwrap_or_default();
+    children.split_whitespace().find(is)?.parse().ok()
+}
+
+/// One scenario that goes on for hours, between two that do not.
+const LONG: &str = "
+suite: guests
+about: What becomes of the others when a guest is killed.
+scenarios:
+  - {id: before, proves: [LIFE-1], level: must, must: It runs., from: [here], catches: [whiteout-lost], steps: [{create: a}]}
+  - id: long
+    proves: [LIFE-1]
+    level: must
+    must: It runs for hours.
+    from: [here]
+    catches: [whiteout-lost]
+    steps: [{repeat: 100000, do: [{create: '${i}'}, {remove: '${i}'}]}]
+  - {id: after, proves: [LIFE-1], level: must, must: It runs., from: [here], catches: [whiteout-lost], steps: [{create: a}]}
+";
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_guest_that_is_killed_costs_only_what_ran_in_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    fs::write(tmp.path().join("guests.yaml"), LONG).unwrap();
+    let words = "run --kernel 6.1 --target vfs --on tmpfs --jobs 1 --suite guests.yaml --verbose --report json=r.json";
+    let mut run = with_users_cache(tmp.path())
+        .args(words.split(' '))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut kills = 0;
+    let lines = std::io::BufReader::new(run.stdout.take().unwrap()).lines();
+    for line in lines.map_while(Result::ok) {
+        if line.starts_with("begin") && line.contains("guests/long") {
+            let emulator = rustix::process::Pid::from_raw(emulator_of(run.id()).unwrap()).unwrap();
+            kills += usize::from(
+                rustix::process::kill_process(emulator, rustix::process::Signal::KILL).is_ok(),
+            );
+        }
+    }
+    assert_eq!(run.wait().unwrap().code(), Some(3));
+    assert_eq!(kills, 2, "once with others, once alone");
+    let report: Value =
+        serde_json::from_slice(&fs::read(tmp.path().join("r.json")).unwrap()).unwrap();
+    assert_eq!(report["complete"], true);
+    for cell in report["cells"].as_array().unwrap() {
+        let reason = cell["reason"].as_str().unwrap();
+        assert_eq!(cell["status"], "error");
+        assert!(
+            reason.starts_with("guests/long broke two guests: the guest died while it ran"),
+            "{reason}"
+        );
+        let mut results: Vec<(&str, &str)> = cell["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| (r["id"].as_str().unwrap(), r["outcome"].as_str().unwrap()))
+            .collect();
+        results.sort_unstable();
+        let expected = [
+            ("guests/after", "pass"),
+            ("guests/before", "pass"),
+            ("guests/long", "fail"),
+        ];
+        assert_eq!(results, expected, "{report:#}");
+    }
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
+
 #[test]
 #[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
 fn a_killed_run_leaves_no_guest_and_clean_gives_its_files_back() {
@@ -244,22 +323,9 @@ fn a_killed_run_leaves_no_guest_and_clean_gives_its_files_back() {
         .args(["vm", "run", "6.1", "--", "/bin/busybox", "sleep", "600"])
         .spawn()
         .unwrap();
-    let emulators = || {
-        let of = format!("/proc/{}/task/{}/children", run.id(), run.id());
-        let text = fs::read_to_string(of).unwrap_or_default();
-        text.split_whitespace()
-            .map(str::to_string)
-            .collect::<Vec<_>>()
-    };
     let begun = Instant::now();
     let found = loop {
-        let found = emulators();
-        // Not the one that is only asked for its version.
-        let is = |pid: &String| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.starts_with(b"qemu-system") && line.windows(7).any(|w| w == b"-kernel")
-        };
-        if let Some(pid) = found.into_iter().find(is) {
+        if let Some(pid) = emulator_of(run.id()) {
             break pid;
         }
         assert!(
