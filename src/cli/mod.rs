@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, thin over the library.
 
 mod baseline;
+mod bisect;
 mod clean;
 mod doctor;
 mod guest;
@@ -67,6 +68,12 @@ enum Command {
         /// What is to be run
         order: std::path::PathBuf,
     },
+    /// A shell in a guest
+    #[command(hide = true)]
+    GuestShell {
+        /// What is to be run first
+        order: std::path::PathBuf,
+    },
     /// Print the JSON Schema of the scenario language, for editors
     Schema,
     /// Print shell completions
@@ -121,6 +128,7 @@ fn dispatch(command: Command) -> anyhow::Result<Status> {
         Command::Vm(args) => vm::main(&args),
         Command::Guest => guest::first_process(),
         Command::GuestRun { order } => guest::run(&order),
+        Command::GuestShell { order } => guest::shell(&order),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::graphtest::schema())?;
             print(&(schema + "\n"))

@@ -14,7 +14,7 @@ use crate::graphtest::known::Known;
 use crate::graphtest::report::{Report, Wanted};
 use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run};
 use crate::graphtest::shard::Shard;
-use crate::graphtest::{Library, guest, load};
+use crate::graphtest::{Keep, Library, guest, load};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -22,7 +22,8 @@ pub(super) struct Args {
     scenarios: ScenarioArgs,
     #[command(flatten)]
     cells: CellArgs,
-    /// Run the cells in guests with these kernels: names as `list kernels` has them, or paths of kernel images
+    /// Run the cells in guests with these kernels: names as `list kernels` has them, or paths of kernel images [default: those
+    /// of the matrix file, or none]
     #[arg(
         long,
         value_name = "K,...",
@@ -84,13 +85,6 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Whether a guest needs the kernel's zfs for a cell, asked for by name.
-fn of_zfs(cell: &Cell) -> bool {
-    let is = |name: &str| name.split('+').next() == Some("zfs");
-    let target = cell.named.target && is(cell.target.name());
-    target || cell.named.backing && is(&cell.backing.to_string())
-}
-
 pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     // Everything that can be wrong with what was asked for comes first: then nothing was run.
     let failed = args
@@ -102,12 +96,19 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let library = select::library(&args.scenarios.suite)?;
     let cells = cells(args, &library, failed.as_ref())?;
     let texts = texts(args)?;
-    let guests = match args.kernel.is_empty() {
+    let kernels = match args.kernel.is_empty() {
+        true => select::kernels(&args.cells, &library)?,
+        false => args.kernel.clone(),
+    };
+    if args.keep && !kernels.is_empty() {
+        return Err(usage("--keep: nothing outlives a guest"));
+    }
+    let guests = match kernels.is_empty() {
         true => None,
         false => Some(vm::prepare(
             &args.guests,
-            &args.kernel,
-            cells.iter().any(of_zfs),
+            &kernels,
+            cells.iter().any(vm::of_zfs),
         )?),
     };
     let register = Arc::new(setup::register()?);
@@ -140,12 +141,15 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
             (None, None) => 4 * cpus(),
         },
         timeout: args.timeout.unwrap_or(match &guests {
-            Some(_) => Duration::from_secs(15 * 60),
+            Some(_) => super::guest::TIMEOUT,
             None => Duration::from_secs(3 * 60),
         }),
         repeat: args.repeat as usize,
         fail_fast: args.fail_fast,
-        keep: args.keep,
+        keep: match args.keep {
+            true => Keep::Failing,
+            false => Keep::None,
+        },
         user,
         rules,
         library: Arc::new(library),

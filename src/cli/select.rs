@@ -67,6 +67,28 @@ pub(super) fn cases(library: &Library, args: &ScenarioArgs) -> anyhow::Result<Ve
     selection.select(library).map_err(usage)
 }
 
+/// The one case that a text names: by its whole label, or as a filter that selects no other.
+pub(super) fn case(library: &Library, name: &str) -> anyhow::Result<Arc<Case>> {
+    let args = ScenarioArgs {
+        filter: vec![name.to_string()],
+        suite: Vec::new(),
+        level: None,
+        tag: Vec::new(),
+    };
+    let cases = cases(library, &args)?;
+    let exactly = cases.iter().find(|c| c.label() == name);
+    match (exactly, &cases[..]) {
+        (Some(case), _) | (None, [case]) => Ok(Arc::clone(case)),
+        (None, _) => {
+            let labels: Vec<String> = cases.iter().map(|c| c.label()).collect();
+            let labels = labels.join(", ");
+            Err(usage(format!(
+                "`{name}` is several scenarios: {labels}; name one"
+            )))
+        }
+    }
+}
+
 /// The targets of these names, or all that are built in.
 pub(super) fn targets(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Target>>> {
     let all = built_in();
@@ -108,6 +130,14 @@ pub(super) fn cells(
         ));
     }
     Ok(cells)
+}
+
+/// The kernels that the matrix file names.
+pub(super) fn kernels(args: &CellArgs, library: &Library) -> anyhow::Result<Vec<String>> {
+    match &args.matrix {
+        Some(file) => Ok(Matrix::load(file, library).map_err(usage)?.kernels),
+        None => Ok(Vec::new()),
+    }
 }
 
 fn of_matrix(file: &Path, library: &Library) -> anyhow::Result<Vec<Cell>> {

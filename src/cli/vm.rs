@@ -1,20 +1,23 @@
 //! `graphtest vm`, and what `graphtest run --kernel` needs of it.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::{Value, json};
 
-use super::{print, setup, usage};
-use crate::graphtest::run::Status;
-use crate::lab::Register;
+use super::{bisect, guest, print, select, setup, usage};
+use crate::graphtest::guest::{Texts, order};
+use crate::graphtest::run::{Cell, Named, Status};
+use crate::graphtest::{Keep, load};
 use crate::lab::vm::{
-    Accel, Cache, Deadlines, Emulator, End, Job, Kernel, Lab, Mirrors, Program, Said, Userland,
-    VmError, kernels,
+    Accel, Cache, Deadlines, Emulator, End, JOB_DIR, Job, Kernel, Lab, Mirrors, PROGRAM, Program,
+    Said, Userland, VmError, kernels,
 };
+use crate::lab::{Backing, Register};
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
@@ -44,15 +47,31 @@ enum Command {
         #[arg(required = true, last = true)]
         command: Vec<String>,
     },
-    /// Open a shell in a guest
-    Shell {
-        #[command(flatten)]
-        how: HowArgs,
-        /// The kernel: a name, or the path of a kernel image
-        kernel: String,
-    },
+    /// Open a shell in a guest, where a scenario has been run and everything left in place, or where a backing has been made
+    Shell(Box<ShellArgs>),
+    /// Find the two neighbouring kernels between which a scenario begins to fail, and write a report of it
+    Bisect(Box<bisect::Args>),
     /// Remove everything that was fetched and made for guests
     Clean,
+}
+
+#[derive(Debug, ClapArgs)]
+struct ShellArgs {
+    #[command(flatten)]
+    how: HowArgs,
+    /// The driver that runs the scenario
+    #[arg(long, value_name = "T", default_value = "overlay2")]
+    target: String,
+    /// What is made in the guest for the driver's home
+    #[arg(long, value_name = "BACKING", default_value = "dir")]
+    on: Backing,
+    /// A scenario file to use instead of the built-in ones
+    #[arg(long, value_name = "PATH")]
+    suite: Vec<PathBuf>,
+    /// The kernel: a name, or the path of a kernel image
+    kernel: String,
+    /// The scenario [default: none]
+    scenario: Option<String>,
 }
 
 /// Where packages come from.
@@ -94,13 +113,15 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
             how,
             kernel,
             command,
-        } => run(how, kernel, command, false),
-        Command::Shell { how, kernel } => run(
-            how,
-            kernel,
-            &["/bin/busybox".to_string(), "sh".to_string()],
-            true,
-        ),
+        } => {
+            let job = Job {
+                argv: command.clone(),
+                ..Job::default()
+            };
+            run(how, kernel, false, &job)
+        }
+        Command::Shell(args) => shell(args),
+        Command::Bisect(args) => bisect::main(args),
         Command::Clean => {
             let cache = Cache::of_user()?;
             let text = format!("removed {}\n", cache.dir().display());
@@ -160,91 +181,136 @@ impl Notes {
     }
 }
 
-/// Everything for guests with these kernels; what the cache does not have is fetched. `zfs`: cells want zfs, and fail in guests where
-/// there is none.
+/// Everything for guests but their kernels; what the cache does not have is fetched when it is wanted.
+pub(super) struct Guests<'a> {
+    pub(super) lab: Lab,
+    how: &'a HowArgs,
+    mirrors: Option<Mirrors>,
+    notes: Notes,
+}
+
+impl<'a> Guests<'a> {
+    /// For guests with kernels of these names, all of which must make sense.
+    pub(super) fn open(how: &'a HowArgs, names: &[String]) -> anyhow::Result<Self> {
+        for name in names.iter().filter(|n| !is_own(n)) {
+            crate::lab::vm::kernel(name).map_err(told)?;
+        }
+        let of_paths: Vec<&String> = names.iter().filter(|n| is_own(n)).collect();
+        for name in &of_paths {
+            own(how, name)?;
+        }
+        if how.modules.is_some() && of_paths.is_empty() {
+            return Err(usage("--modules is for a kernel that is given by its path"));
+        }
+        let (emulator, said) = Emulator::find(how.accel)?;
+        if let Some(said) = said {
+            note(&said);
+        }
+        let (cache, program) = (Cache::of_user()?, Program::own()?);
+        let (mut mirrors, mut notes) = (None, Notes::default());
+        let userland = match Userland::cached(&cache, &program)? {
+            Some(userland) => userland,
+            None => {
+                let found = Mirrors::find(how.from.mirror.as_deref())?;
+                let found = mirrors.insert(found);
+                Userland::fetch(&cache, found, &program, &mut |t| notes.once(t))?
+            }
+        };
+        let lab = Lab {
+            cache,
+            emulator,
+            userland,
+            program,
+            memory_mib: how.memory,
+            deadlines: Deadlines::default(),
+            console: None,
+        };
+        Ok(Self {
+            lab,
+            how,
+            mirrors,
+            notes,
+        })
+    }
+
+    /// A kernel, by its name or path. `zfs`: cells want zfs, and fail in guests where there is none.
+    pub(super) fn kernel(&mut self, name: &str, zfs: bool) -> anyhow::Result<Kernel> {
+        let kernel = match Kernel::cached(&self.lab.cache, name) {
+            _ if is_own(name) => own(self.how, name)?,
+            Ok(Some(kernel)) => kernel,
+            Ok(None) => {
+                let (mirrors, notes) = (self.mirrors()?, &mut self.notes);
+                Kernel::fetch(&self.lab.cache, &mirrors, name, &mut |t| notes.once(t))
+                    .map_err(told)?
+            }
+            Err(e) => return Err(told(e)),
+        };
+        if !(self.how.zfs || zfs) {
+            return Ok(kernel);
+        }
+        let with = match kernel.cached_with_zfs(&self.lab.cache, &self.lab.program) {
+            Ok(None) => {
+                let (mirrors, notes) = (self.mirrors()?, &mut self.notes);
+                let lab = &self.lab;
+                kernel.with_zfs(&lab.cache, &mirrors, &lab.program, &mut |t| notes.once(t))
+            }
+            Ok(Some(with)) => Ok(with),
+            Err(e) => Err(e),
+        };
+        match with {
+            Ok(with) => Ok(with),
+            Err(e) if self.how.zfs => Err(e.into()),
+            Err(e) => {
+                self.notes.once(e.to_string());
+                Ok(kernel)
+            }
+        }
+    }
+
+    /// Looked for once, and only when something is to be fetched.
+    fn mirrors(&mut self) -> anyhow::Result<Mirrors> {
+        if self.mirrors.is_none() {
+            self.mirrors = Some(Mirrors::find(self.how.from.mirror.as_deref())?);
+        }
+        self.mirrors.clone().context("no mirror")
+    }
+}
+
+/// Whether a kernel is one by its path.
+fn is_own(name: &str) -> bool {
+    name.contains('/')
+}
+
+fn own(how: &HowArgs, name: &str) -> anyhow::Result<Kernel> {
+    let kernel = Kernel::own(Path::new(name)).map_err(told)?;
+    match &how.modules {
+        Some(dir) => kernel.with_modules(dir).map_err(told),
+        None => Ok(kernel),
+    }
+}
+
+/// Whether a guest needs the kernel's zfs for a cell, asked for by name.
+pub(super) fn of_zfs(cell: &Cell) -> bool {
+    let is = |name: &str| name.split('+').next() == Some("zfs");
+    let target = cell.named.target && is(cell.target.name());
+    target || cell.named.backing && is(&cell.backing.to_string())
+}
+
+/// Everything for guests with these kernels; `zfs` as for [`Guests::kernel`].
 pub(super) fn prepare(
     how: &HowArgs,
     names: &[String],
     zfs: bool,
 ) -> anyhow::Result<(Lab, Vec<Kernel>)> {
-    let own = |name: &String| name.contains('/');
-    for name in names.iter().filter(|n| !own(n)) {
-        crate::lab::vm::kernel(name).map_err(told)?;
-    }
-    let of_paths = names.iter().filter(|n| own(n)).count();
-    if how.modules.is_some() && of_paths != 1 {
-        return Err(usage(format!(
-            "--modules is for one kernel that is given by its path; found {of_paths} of them"
-        )));
-    }
-    let mut own_kernels = BTreeMap::new();
-    for name in names.iter().filter(|n| own(n)) {
-        let kernel = Kernel::own(Path::new(name)).map_err(told)?;
-        let kernel = match &how.modules {
-            Some(dir) => kernel.with_modules(dir).map_err(told)?,
-            None => kernel,
-        };
-        own_kernels.insert(name, kernel);
-    }
-    let (emulator, said) = Emulator::find(how.accel)?;
-    if let Some(said) = said {
-        note(&said);
-    }
-    let cache = Cache::of_user()?;
-    let program = Program::own()?;
-    let mut notes = Notes::default();
-    let mut mirrors = None;
-    let mut mirrors = || match &mirrors {
-        Some(found) => Ok(Mirrors::clone(found)),
-        None => Mirrors::find(how.from.mirror.as_deref()).inspect(|m| mirrors = Some(m.clone())),
-    };
-    let userland = match Userland::cached(&cache, &program)? {
-        Some(userland) => userland,
-        None => Userland::fetch(&cache, &mirrors()?, &program, &mut |t| notes.once(t))?,
-    };
+    let mut guests = Guests::open(how, names)?;
     let mut found = Vec::new();
     for name in names {
-        let kernel = if own(name) {
-            Kernel::own(Path::new(name)).map_err(told)?
-        } else {
-            match Kernel::cached(&cache, name).map_err(told)? {
-                Some(kernel) => kernel,
-                None => Kernel::fetch(&cache, &mirrors()?, name, &mut |t| notes.once(t))?,
-            }
-        };
-        let kernel = match how.zfs || zfs {
-            false => kernel,
-            true => {
-                let with = match kernel.cached_with_zfs(&cache, &program) {
-                    Ok(None) => mirrors().and_then(|mirrors| {
-                        kernel.with_zfs(&cache, &mirrors, &program, &mut |t| notes.once(t))
-                    }),
-                    Ok(Some(with)) => Ok(with),
-                    Err(e) => Err(e),
-                };
-                match with {
-                    Ok(with) => with,
-                    Err(e) if how.zfs => return Err(e.into()),
-                    Err(e) => {
-                        notes.once(e.to_string());
-                        kernel
-                    }
-                }
-            }
-        };
+        let kernel = guests.kernel(name, zfs)?;
         if !found.contains(&kernel) {
             found.push(kernel);
         }
     }
-    let lab = Lab {
-        cache,
-        emulator,
-        userland,
-        program,
-        memory_mib: how.memory,
-        deadlines: Deadlines::default(),
-    };
-    Ok((lab, found))
+    Ok((guests.lab, found))
 }
 
 /// The kernels for `graphtest list`.
@@ -287,21 +353,51 @@ pub(super) fn doctor() -> anyhow::Result<String> {
     })
 }
 
-fn run(
-    how: &HowArgs,
-    kernel: &str,
-    command: &[String],
-    interactive: bool,
-) -> anyhow::Result<Status> {
-    let (lab, kernels) = prepare(how, &[kernel.to_string()], false)?;
+/// What a person is put into a guest with.
+fn shell(args: &ShellArgs) -> anyhow::Result<Status> {
+    let library = select::library(&args.suite)?;
+    let mut cell = Cell {
+        target: select::targets(std::slice::from_ref(&args.target))?.remove(0),
+        backing: args.on.clone(),
+        named: Named::ALL,
+        cases: Vec::new(),
+        required: Arc::default(),
+    };
+    if let Some(name) = &args.scenario {
+        cell.cases = vec![select::case(&library, name)?];
+    }
+    let texts = Texts {
+        suites: match args.suite.is_empty() {
+            true => None,
+            false => Some(load::texts_of(&args.suite).map_err(|e| usage(e.to_string()))?),
+        },
+        known: Some(Vec::new()),
+    };
+    let options = guest::options(args.suite.clone(), library, 1, Keep::All);
+    let order = order(&cell, &options, &args.kernel, &texts)?;
+    let zfs = of_zfs(&cell);
+    run(
+        &args.how,
+        &args.kernel,
+        zfs,
+        &Job {
+            argv: [PROGRAM, "guest-shell", &format!("{JOB_DIR}/{ORDER}")]
+                .map(str::to_string)
+                .to_vec(),
+            files: [(ORDER.to_string(), order)].into(),
+            interactive: true,
+        },
+    )
+}
+
+/// The name of the file with the order.
+const ORDER: &str = "order.json";
+
+fn run(how: &HowArgs, kernel: &str, zfs: bool, job: &Job) -> anyhow::Result<Status> {
+    let (lab, kernels) = prepare(how, &[kernel.to_string()], zfs)?;
     let register = setup::register()?;
     let stop = setup::interrupts()?;
-    let job = Job {
-        argv: command.to_vec(),
-        interactive,
-        ..Job::default()
-    };
-    let status = one(&lab, &kernels[0], &job, &register, &stop);
+    let status = one(&lab, &kernels[0], job, &register, &stop);
     register.close()?;
     status
 }

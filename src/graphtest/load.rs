@@ -120,6 +120,42 @@ pub(crate) fn texts(paths: &[PathBuf]) -> Result<Vec<(String, String)>, LoadErro
     }
 }
 
+/// The names and texts of these files, or of the built-in suites when there are none.
+///
+/// # Errors
+/// As [`load_files`].
+#[cfg(feature = "cli")]
+pub(crate) fn texts_of(paths: &[PathBuf]) -> Result<Vec<(String, String)>, LoadError> {
+    if !paths.is_empty() {
+        return texts(paths);
+    }
+    let own = builtin::SUITES.iter();
+    Ok(own
+        .map(|(file, text)| (file.to_string(), text.to_string()))
+        .collect())
+}
+
+/// Of a suite's text one scenario, with what all of them have in common.
+#[cfg(feature = "cli")]
+pub(crate) fn only(text: &str, scenario: &Scenario) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let begins = |line: &str, at: usize| line.trim_start().starts_with("- ") && indent(line) == at;
+    let begin = (scenario.at.line as usize)
+        .saturating_sub(1)
+        .min(lines.len());
+    let depth = lines.get(begin).map_or(0, |l| indent(l));
+    let first = lines.iter().position(|l| begins(l, depth)).unwrap_or(begin);
+    let mut rest = lines.iter().skip(begin + 1);
+    let length = rest
+        .position(|l| begins(l, depth) || (!l.trim().is_empty() && indent(l) < depth))
+        .map_or(lines.len() - begin, |n| n + 1);
+    let kept = lines[..first.min(begin)]
+        .iter()
+        .chain(&lines[begin..begin + length]);
+    kept.map(|l| format!("{l}\n")).collect()
+}
+
 fn read(path: &PathBuf) -> Result<Vec<(String, String)>, String> {
     let unreadable = |e: std::io::Error| format!("expected a file that can be read, found: {e}");
     let mut files = Vec::new();

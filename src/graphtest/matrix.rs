@@ -3,6 +3,7 @@
 //! ```yaml
 //! matrix: host
 //! about: Every driver that a stock kernel runs, on every backing that it can make.
+//! kernels: ["6.1"]                  # under each of which the cells run, in guests; left out: this machine's
 //! require: [lifecycle/*]            # globs of scenarios that no cell may skip
 //! cells:                            # every target on every backing of an entry
 //!   - {targets: [vfs, overlay2], on: [dir, tmpfs, ext4]}
@@ -31,6 +32,8 @@ pub struct Matrix {
     pub name: String,
     /// What it is for.
     pub about: String,
+    /// The kernels under each of which the cells run, in guests; none: this machine's.
+    pub kernels: Vec<String>,
     /// The cells, in the order of the file.
     pub cells: Vec<MatrixCell>,
 }
@@ -81,6 +84,7 @@ impl Matrix {
         let mut fields = Fields::open(node, cx, "a mapping with `matrix:`")?;
         let name = fields.take("matrix", cx);
         let about = fields.take("about", cx);
+        let kernels = fields.take::<OneOrMany<At<String>>>("kernels", cx);
         let everywhere = fields.take::<Vec<At<String>>>("require", cx);
         let entries = fields.take::<Vec<Raw>>("cells", cx);
         fields.finish(cx);
@@ -99,9 +103,23 @@ impl Matrix {
         Some(Self {
             name: name?,
             about: about?,
+            kernels: kernels_once(&kernels?.0, cx),
             cells: found.cells,
         })
     }
+}
+
+/// The names of kernels, each of which must stand there once. Which there are is known to whoever runs guests.
+fn kernels_once(names: &[At<String>], cx: &mut Cx) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    for name in names {
+        if found.contains(&name.value) {
+            let message = format!("expected each kernel once, found `{}` again", name.value);
+            cx.wrong(name.at.line, message);
+        }
+        found.push(name.value.clone());
+    }
+    found
 }
 
 /// The cells so far, and the line of each.

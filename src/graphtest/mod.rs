@@ -27,7 +27,7 @@ pub mod target;
 mod vars;
 mod yaml;
 
-pub use engine::{RunLimits, run_case};
+pub use engine::{Keep, RunLimits, run_case};
 pub use event::Outcome;
 pub use lang::{At, OneOrMany, Turns};
 pub use load::{Library, LoadError, schema};

@@ -30,6 +30,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::event::Outcome;
 use super::needs::{Need, NeedKind};
 use super::outcome::{CaseReport, Failure, Progress};
@@ -44,11 +46,34 @@ use call::Fail;
 use own::{Own, Without};
 use world::World;
 
+/// Of which cases everything is left in place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// Of none.
+    #[default]
+    None,
+    /// Of those that fail.
+    Failing,
+    /// Of all.
+    All,
+}
+
+impl Keep {
+    fn is_for<T>(self, result: &Result<T, Fail>) -> bool {
+        match self {
+            Self::None => false,
+            Self::Failing => result.is_err(),
+            Self::All => true,
+        }
+    }
+}
+
 /// How cases are run.
 #[derive(Clone, Debug, Default)]
 pub struct RunLimits {
-    /// Leave the directory of a failing case as it is, mounts included.
-    pub keep: bool,
+    /// Leave the directory of a case as it is, mounts included.
+    pub keep: Keep,
     /// Where the case says which step it is at.
     pub progress: Arc<Progress>,
     /// The requirements, for the sentences of a failure.
@@ -147,7 +172,7 @@ fn in_directory(target: &dyn Target, place: &Place, case: &Case, limits: &RunLim
             .unwrap_or("no text");
         Err(Fail::new(format!("panicked: {text}")).or_at(limits.progress.now()))
     });
-    if limits.keep && result.is_err() {
+    if limits.keep.is_for(&result) {
         return Ended {
             result,
             kept: Some(dir),
@@ -183,7 +208,7 @@ fn run_in(
     };
     let result = run_on(target, place, own.as_ref(), case, limits, dir);
     match own {
-        Some(own) if !(limits.keep && result.is_err()) => {
+        Some(own) if !limits.keep.is_for(&result) => {
             let given_back = own.give_back();
             result.and_then(|skip| given_back.map(|()| skip))
         }
@@ -259,7 +284,7 @@ fn run_on(
         steps = &limited[limited.len() - steps.len()..];
     }
     let result = world.run(steps);
-    if limits.keep && result.is_err() {
+    if limits.keep.is_for(&result) {
         return result.map(|()| None);
     }
     let ended = world.end();

@@ -203,7 +203,7 @@ fn a_failing_case_is_kept_when_asked() {
     let tmp = tempfile::tempdir().expect("a directory");
     let place = Place::probe(tmp.path(), "dir").expect("a place");
     let limits = RunLimits {
-        keep: true,
+        keep: Keep::Failing,
         ..RunLimits::default()
     };
     let case = library.cases().next().expect("a case").clone();

@@ -9,7 +9,7 @@ use crate::graphtest::known::Known;
 use crate::graphtest::run::{Cell, Named, Options, Required, Rules, run};
 use crate::graphtest::target::built_in;
 use crate::graphtest::{Case, Library, load};
-use crate::lab::Register;
+use crate::lab::{Backing, Register};
 
 /// Carries an order out, and tells `tell` all that happens.
 ///
@@ -38,7 +38,7 @@ pub fn carry_out(
         timeout: order.timeout,
         repeat: order.repeat,
         fail_fast: order.fail_fast,
-        keep: false,
+        keep: order.keep,
         user,
         rules: Rules {
             known,
@@ -52,6 +52,16 @@ pub fn carry_out(
     };
     run(&cells, &options, register, &|| false, tell);
     Ok(())
+}
+
+/// The backing of an order's first cell.
+///
+/// # Errors
+/// The order is not one of this version of the program, or has no cell.
+pub fn backing(order: &str) -> Result<Backing, String> {
+    let order: Order = serde_json::from_str(order).map_err(|e| format!("the order: {e}"))?;
+    let first = order.cells.first().ok_or("the order: no cell")?;
+    first.backing.parse()
 }
 
 /// The names of the suites that are asked for: where a processor is emulated, reading all of them takes longer than many a scenario.

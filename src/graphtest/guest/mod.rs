@@ -1,18 +1,25 @@
 //! Running cells in guests with other kernels. The host picks what is to be run and sends it as an [`Order`]; the guest, which has the
 //! same program, carries it out as any run and sends its events back.
 
+mod bisect;
+mod by_hand;
 mod host;
 mod inside;
 mod state;
+mod trial;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use bisect::{NoPair, Pair, Verdict, bisect};
+pub use by_hand::script;
 pub use host::{Plan, run};
-pub use inside::carry_out;
+pub use inside::{backing, carry_out};
+pub use trial::{Finding, Trial, Tried};
 
+use super::Keep;
 use super::run::{Cell, Options};
 
 /// What a guest is to run.
@@ -28,6 +35,8 @@ pub struct Order {
     repeat: usize,
     /// Stop at the first result that counts against a driver.
     fail_fast: bool,
+    /// Of which scenarios what they made is left in place.
+    keep: Keep,
     /// As [`super::run::Rules::program`].
     program: String,
     /// As [`super::run::Rules::suites`].
@@ -84,10 +93,25 @@ impl Order {
             timeout: options.timeout,
             repeat: options.repeat,
             fail_fast: options.fail_fast,
+            keep: options.keep,
             program: options.rules.program.clone(),
             suites: options.rules.suites.clone(),
             kernel: kernel.to_string(),
             texts: texts.clone(),
         }
     }
+}
+
+/// The order to run a cell, as a guest reads it.
+///
+/// # Errors
+/// Never: everything in it has a form in JSON.
+pub fn order(
+    cell: &Cell,
+    options: &Options,
+    kernel: &str,
+    texts: &Texts,
+) -> serde_json::Result<String> {
+    let cells = vec![CellOrder::new(cell, |_| true)];
+    serde_json::to_string(&Order::new(cells, options, kernel, texts))
 }

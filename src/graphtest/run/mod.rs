@@ -11,13 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use cell::{Cannot, Cell, Named, Started, prepare};
+#[cfg(feature = "vm")]
+pub(crate) use judge::quote;
 #[cfg(feature = "cli")]
 pub(crate) use judge::shell_words;
 pub use judge::{Required, Rules};
 pub use status::Status;
 
 use super::Library;
-use super::engine::{RunLimits, run_case};
+use super::engine::{Keep, RunLimits, run_case};
 use super::event::{CellStart, Event, Host, RunStart};
 use super::shard::Part;
 use crate::lab::Register;
@@ -35,8 +37,8 @@ pub struct Options {
     pub repeat: usize,
     /// Stop at the first result that counts against a driver.
     pub fail_fast: bool,
-    /// Leave what failing scenarios made in place.
-    pub keep: bool,
+    /// Of which scenarios what they made is left in place.
+    pub keep: Keep,
     /// Whose rights the run has, for the report.
     pub user: String,
     /// How results are judged.

@@ -91,7 +91,11 @@ impl Emulator {
         command.arg("-kernel").arg(&kernel.image);
         command.arg("-initrd").arg(guest.initrd);
         let first = super::initrd::FIRST;
-        command.args(["-append", &format!("{CMDLINE} rdinit={first} -- guest")]);
+        let talk = if guest.talkative { TALKATIVE } else { QUIET };
+        command.args([
+            "-append",
+            &format!("{CMDLINE} {talk} rdinit={first} -- guest"),
+        ]);
         for (name, path, options) in [
             ("root", guest.root, "readonly=on"),
             ("work", guest.work, "cache=unsafe"),
@@ -141,12 +145,17 @@ pub(super) struct Files<'a> {
     /// What the guest says goes here, if it is interactive; else to standard output.
     pub said: &'a Path,
     pub interactive: bool,
+    /// The kernel says everything.
+    pub talkative: bool,
 }
 
 /// What a guest's kernel is told: its console, to end at once when it breaks, and to leave out what takes time and guards nothing in a
 /// machine that lives for minutes.
-const CMDLINE: &str =
-    "console=ttyS0 quiet loglevel=3 oops=panic panic=-1 cryptomgr.notests mitigations=off nokaslr";
+const CMDLINE: &str = "console=ttyS0 oops=panic panic=-1 cryptomgr.notests mitigations=off nokaslr";
+
+/// A kernel that says only what is wrong comes up half a second sooner than one that says everything.
+const QUIET: &str = "quiet loglevel=3";
+const TALKATIVE: &str = "ignore_loglevel";
 
 /// An option that ends with a path, in which a comma is doubled.
 fn with_path(option: &str, path: &Path) -> OsString {

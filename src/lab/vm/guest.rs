@@ -33,6 +33,8 @@ pub struct Lab {
     pub memory_mib: u32,
     /// For how long a guest may be silent once it is up, and how long it may take until then.
     pub deadlines: Deadlines,
+    /// A file to which the console of each guest is added, of which kernels then say everything.
+    pub console: Option<PathBuf>,
 }
 
 /// How long things may take.
@@ -156,6 +158,7 @@ impl Lab {
             console: &path("console.log"),
             said: &path("said"),
             interactive: job.interactive,
+            talkative: self.console.is_some(),
         };
         write(files.initrd, &initrd::make(&self.userland, &self.program)?)?;
         image::scratch(&self.userland, files.work, SCRATCH)?;
@@ -177,7 +180,13 @@ impl Lab {
         let Some(line) = child.0.stdout.take() else {
             return Err(cannot("the emulator has no standard output"));
         };
-        Ok(match listen(line, &self.deadlines, stop, on) {
+        let ended = listen(line, &self.deadlines, stop, on);
+        // So that what it said last is written.
+        drop(child);
+        if let Some(to) = &self.console {
+            append(files.console, to)?;
+        }
+        Ok(match ended {
             Ok(Some(status)) => End::Done(status),
             Ok(None) => End::Stopped(last_lines(files.console)),
             Err((greeted, why)) => {
@@ -198,6 +207,20 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     File::create_new(path)
         .and_then(|mut f| f.write_all(bytes))
         .map_err(at(path, "write"))
+}
+
+/// Adds a file to another.
+fn append(from: &Path, to: &Path) -> Result<()> {
+    let mut all = File::options();
+    let mut to_file = all
+        .create(true)
+        .append(true)
+        .open(to)
+        .map_err(at(to, "open"))?;
+    File::open(from)
+        .and_then(|mut from| std::io::copy(&mut from, &mut to_file))
+        .map(|_| ())
+        .map_err(at(to, "write"))
 }
 
 /// How often `stop` is asked.

@@ -155,6 +155,18 @@ impl Kernel {
         self.modules.push(found);
         Ok(self)
     }
+
+    /// The file with the configuration that it was built with, where there is one beside it.
+    pub fn config(&self) -> Option<PathBuf> {
+        let dir = self.image.parent()?;
+        let name = format!("config-{}", self.release);
+        // A build leaves the image in arch/x86/boot of the tree.
+        let of_build = dir.ancestors().nth(3).map(|top| top.join(".config"));
+        let of_modules = self.modules.iter().map(|m| m.join("config"));
+        let all = [dir.join("boot").join(&name), dir.join(&name)];
+        let mut all = all.into_iter().chain(of_modules).chain(of_build);
+        all.find(|path| path.is_file())
+    }
 }
 
 /// The modules below a directory, a line each that changes when the file does; sorted.

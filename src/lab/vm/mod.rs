@@ -29,7 +29,7 @@ pub use guest::{Broken, Deadlines, End, Lab, Said};
 pub use kernel::Kernel;
 pub use mirror::Mirrors;
 pub use program::Program;
-pub use recipe::{KernelEntry, kernel, kernels};
+pub use recipe::{KernelEntry, kernel, kernels, kernels_between};
 pub use userland::Userland;
 pub use wire::{JOB_DIR, Job};
 

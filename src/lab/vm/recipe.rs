@@ -1,10 +1,12 @@
 //! What `vm/` says: which kernels there are, and what a guest's root is made from.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use super::error::{Result, VmError, cannot};
+use super::version::compare;
 
 /// A kernel that Debian packages.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -63,6 +65,27 @@ pub(super) fn guest() -> Result<GuestRecipe> {
     serde_yaml::from_str(GUEST).map_err(|e| cannot(format!("vm/guest.yaml: {e}")))
 }
 
+/// The names between two, from the first to the second, whichever is the older; none when one of them is no name but a path.
+///
+/// # Errors
+/// One of them is neither.
+pub fn kernels_between(from: &str, to: &str) -> Result<Vec<String>> {
+    for name in [from, to] {
+        if name.contains('/') {
+            return Ok(Vec::new());
+        }
+        kernel(name)?;
+    }
+    let order = compare(from, to);
+    let between = |name: &String| compare(from, name) == order && compare(name, to) == order;
+    let mut names: Vec<String> = kernels()?.into_keys().filter(between).collect();
+    names.sort_by(|a, b| match order {
+        Ordering::Greater => compare(b, a),
+        _ => compare(a, b),
+    });
+    Ok(names)
+}
+
 /// A kernel's entry by its name.
 ///
 /// # Errors
@@ -73,7 +96,7 @@ pub fn kernel(name: &str) -> Result<KernelEntry> {
         return Ok(entry);
     }
     let mut known: Vec<&String> = all.keys().collect();
-    known.sort_by(|a, b| super::version::compare(a, b));
+    known.sort_by(|a, b| compare(a, b));
     let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
     Err(VmError::Unknown(format!(
         "unknown kernel `{name}`; known: {}, or the path of a kernel image",
@@ -91,6 +114,17 @@ mod tests {
         let recipe = guest().unwrap();
         let versions: Vec<_> = recipe.releases.iter().map(|r| r.libc().unwrap()).collect();
         assert!(versions.is_sorted(), "the oldest release comes first");
+    }
+
+    #[test]
+    fn what_lies_between_two_kernels_is_in_order() {
+        let up = kernels_between("5.10", "6.18").unwrap();
+        assert_eq!(up, ["6.1", "6.12", "6.16"]);
+        let down = kernels_between("6.18", "5.10").unwrap();
+        assert_eq!(down, ["6.16", "6.12", "6.1"]);
+        assert!(kernels_between("7.2", "7.3").unwrap().is_empty());
+        assert!(kernels_between("6.1", "./bzImage").unwrap().is_empty());
+        assert!(kernels_between("6.1", "2.4").is_err());
     }
 
     #[test]
