@@ -23,6 +23,8 @@ pub struct Provisioned {
     pub place: Place,
     /// The filesystem the place is on, by the name the kernel's mount table gives it.
     pub filesystem: String,
+    /// The program that serves the place, and its version.
+    pub program: Option<(String, String)>,
     /// The directory made for it, which the register knows.
     made: PathBuf,
     stack: Stack,
@@ -121,6 +123,7 @@ pub fn provision(backing: &Backing, register: &Register) -> io::Result<Provision
         Ok(Provisioned {
             place,
             filesystem,
+            program: stack.program(),
             made: made.clone(),
             stack,
         })

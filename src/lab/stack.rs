@@ -93,6 +93,16 @@ impl Stack {
         Ok(stack)
     }
 
+    /// The program that serves it, and its version.
+    pub(super) fn program(&self) -> Option<(String, String)> {
+        let Recipe::Overlay(Some(program)) = &self.kind.recipe else {
+            return None;
+        };
+        // One that tells no version is in no range of versions.
+        let version = program.version().unwrap_or_default();
+        Some((program.name.to_owned(), version))
+    }
+
     /// Where it is mounted.
     pub(super) fn on(&self) -> PathBuf {
         self.base.join("on")

@@ -62,7 +62,23 @@ impl Program {
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", self.name)))
     }
 
-    /// The same, where any status but 0 is an error.
+    /// The version that it tells: `NAME: version VERSION`, a line of what `--version` prints.
+    ///
+    /// # Errors
+    /// Those of [`Program::output`]; what it says instead.
+    pub fn version(self) -> io::Result<String> {
+        let out = self.output(["--version"])?;
+        let said = String::from_utf8_lossy(&out.stdout);
+        let mut lines = said.lines().filter_map(|l| l.strip_prefix(self.name));
+        let version = lines.find_map(|l| l.strip_prefix(": version "));
+        version.map(|v| v.trim().to_owned()).ok_or_else(|| {
+            let said = last_lines(&out, 4).join("; ");
+            let why = format!("{} --version does not tell one: {said}", self.name);
+            io::Error::new(io::ErrorKind::InvalidData, why)
+        })
+    }
+
+    /// [`Program::output`], where any status but 0 is an error.
     ///
     /// # Errors
     /// Those of [`Program::output`]; the status and the last lines of what it said.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -26,22 +25,10 @@ const ROOM: usize = 64 << 10;
 /// # Errors
 /// [`Error::NotSupported`] when there is none, or it does not run.
 pub(super) fn version() -> Result<String> {
-    let output = Command::new(NAME).arg("--version").output();
-    let output = output.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => Error::NotSupported(format!(
-            "the program {NAME} is not installed; Debian's package is {NAME}"
-        )),
-        _ => Error::NotSupported(format!("{NAME} --version: {e}")),
-    })?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let version = said
-        .lines()
-        .find_map(|line| line.strip_prefix("fuse-overlayfs: version "));
-    version.map(|v| v.trim().to_owned()).ok_or_else(|| {
-        let said = [output.stdout.as_slice(), &output.stderr].concat();
-        let said = String::from_utf8_lossy(&said).trim().to_owned();
-        Error::NotSupported(format!("{NAME} --version does not tell one: {said}"))
-    })
+    let program = sys::program::Program::new(NAME, NAME);
+    program
+        .version()
+        .map_err(|e| Error::NotSupported(format!("the program {e}")))
 }
 
 /// The program, and what it does on a home.

@@ -98,7 +98,7 @@ impl Cell {
 pub struct Started {
     /// Capabilities that it does not claim.
     pub not_claimed: Vec<String>,
-    /// Its status, key by key.
+    /// Its status, key by key, and the version of the program that serves the backing, by its name.
     pub status: BTreeMap<String, String>,
 }
 
@@ -110,7 +110,12 @@ pub fn prepare(cell: &Cell, register: &Register) -> Result<(Provisioned, Started
     let provisioned =
         provision(&cell.backing, register).map_err(|e| Cannot::Backing(e.to_string()))?;
     match start_once(cell.target.as_ref(), &provisioned.place.dir) {
-        Ok(started) => Ok((provisioned, started)),
+        Ok(mut started) => {
+            if let Some((name, version)) = provisioned.program.clone() {
+                started.status.entry(name).or_insert(version);
+            }
+            Ok((provisioned, started))
+        }
         Err(cannot) => match provisioned.give_back(register).left.first() {
             None => Err(cannot),
             Some(left) => Err(Cannot::Broken(format!("{cannot}; left behind: {left}"))),
