@@ -6,6 +6,7 @@ use super::kinds::Image;
 use super::program::last_lines;
 use crate::sys::kmsg::{KernelLog, LogLine};
 use crate::sys::loopdev;
+use crate::sys::spawn::work_of;
 
 /// How many of a checker's last lines are told.
 const LINES: usize = 6;
@@ -74,8 +75,9 @@ fn has_no_idea(out: &std::process::Output) -> bool {
     says.iter().any(|s| said.contains(s))
 }
 
-/// What the kernel's log has said since it was last asked: complaints about these loop devices are damage, other ones are notes.
-pub(super) fn complaints(log: &mut KernelLog, devices: &[u32]) -> Damage {
+/// What the kernel's log has said since it was last asked: complaints about these loop devices are damage, other ones are notes, but for
+/// those about a program that works for something outside of `dir`.
+pub(super) fn complaints(log: &mut KernelLog, devices: &[u32], dir: &Path) -> Damage {
     let mut found = Damage::default();
     let lines = match log.lines() {
         Ok(lines) => lines,
@@ -90,7 +92,7 @@ pub(super) fn complaints(log: &mut KernelLog, devices: &[u32]) -> Damage {
             if is_complaint(&line) {
                 found.damage.push(text);
             }
-        } else if is_trouble(&line.text) {
+        } else if is_trouble(&line.text) && !is_of_another(&line.text, dir) {
             found.notes.push(text);
         }
     }
@@ -140,6 +142,27 @@ fn is_trouble(text: &str) -> bool {
     .any(|word| text.contains(word))
 }
 
+/// Whether a line is about a program that was started here, and works for something outside of `dir`.
+fn is_of_another(text: &str, dir: &Path) -> bool {
+    let work = process_named(text).and_then(work_of);
+    work.is_some_and(|work| !work.starts_with(dir))
+}
+
+/// The process that a line is about: `NAME[7] general protection fault`, `task NAME:7 blocked`, `CPU: 0 PID: 7`.
+fn process_named(text: &str) -> Option<u32> {
+    let number = |rest: &str| {
+        let end = rest.find(|c: char| !c.is_ascii_digit());
+        rest[..end.unwrap_or(rest.len())].parse().ok()
+    };
+    if let Some((_, rest)) = text.split_once("PID: ") {
+        return number(rest);
+    }
+    if let Some((task, _)) = text.split_once(" blocked for more than") {
+        return task.rsplit_once(':').and_then(|(_, pid)| number(pid));
+    }
+    text.split_once('[').and_then(|(_, rest)| number(rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,5 +197,31 @@ mod tests {
         assert!(!of(5, "XFS (loop3): Ending clean mount"));
         assert!(is_trouble("WARNING: CPU: 1 PID: 7 at fs/btrfs/qgroup.c:1"));
         assert!(!is_trouble("EXT4-fs (loop3): mounted filesystem"));
+    }
+
+    #[test]
+    fn trouble_of_a_program_is_told_where_it_worked() {
+        let (ours, theirs) = (
+            Path::new("/x/.graphtest-1-1"),
+            Path::new("/x/.graphtest-1-10"),
+        );
+        // Beyond any that is given out.
+        let pid = 0x7fff_fff0;
+        crate::sys::spawn::note_work(pid, &theirs.join("on/home"));
+        for line in [
+            format!("traps: fuse-overlayfs[{pid}] general protection fault ip:7f"),
+            format!("INFO: task fuse-overlayfs:{pid} blocked for more than 120 seconds."),
+            format!("WARNING: CPU: 0 PID: {pid} at fs/fuse/dev.c:1"),
+        ] {
+            assert!(is_trouble(&line) && is_of_another(&line, ours), "{line}");
+            assert!(!is_of_another(&line, theirs), "{line}");
+        }
+        for line in [
+            "WARNING: CPU: 0 PID: 1 at fs/fuse/dev.c:1",
+            "BUG: soft",
+            "Oops: 0002 [#1]",
+        ] {
+            assert!(!is_of_another(line, ours), "{line}");
+        }
     }
 }

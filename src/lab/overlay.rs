@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::program::Program;
 use crate::sys::mount::{MountFlags, escape_overlay_path, is_mount_point, mount};
 use crate::sys::ns::in_user_ns;
+use crate::sys::spawn::note_work;
 
 /// How long the program may take until the mount is there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,6 +61,7 @@ pub(super) fn mount_over(
         .stderr(File::create(&said)?)
         .spawn()
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.name)))?;
+    note_work(daemon.id(), on);
     let until = Instant::now() + PATIENCE;
     let mounted = loop {
         match (is_mount_point(on), daemon.try_wait()?) {

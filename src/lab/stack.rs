@@ -229,7 +229,7 @@ impl Stack {
         }
         if let Some(log) = &mut self.log {
             self.found
-                .add(damage::complaints(log, &numbers(&self.devices)));
+                .add(damage::complaints(log, &numbers(&self.devices), &self.base));
         }
         if let Some(daemon) = self.daemon.take() {
             overlay::wait_for(daemon, until)?;

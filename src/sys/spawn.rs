@@ -2,10 +2,29 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// What the processes that were started here work for, by their ids: of each id the last.
+static WORK: Mutex<BTreeMap<u32, PathBuf>> = Mutex::new(BTreeMap::new());
+
+/// Notes that a process works for what is at `path`, for whoever reads its id in the kernel's log later. In a child that was forked while
+/// another thread noted something nothing is noted.
+pub fn note_work(pid: u32, path: &Path) {
+    if let Ok(mut work) = WORK.try_lock() {
+        work.insert(pid, path.to_path_buf());
+    }
+}
+
+/// What the process with this id, started here, works or worked for, if that is known.
+pub fn work_of(pid: u32) -> Option<PathBuf> {
+    crate::sync::lock(&WORK).get(&pid).cloned()
+}
 
 /// Has the kernel kill the process when the thread that starts it ends, however that happens: prctl(2), `PR_SET_PDEATHSIG`.
 pub fn die_with_starter(command: &mut Command) {

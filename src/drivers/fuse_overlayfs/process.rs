@@ -55,6 +55,9 @@ pub(super) fn serve(overlay: &OverlayMount<'_>, target: &Path) -> Result<()> {
     let lock = lock(target)?;
     mount(&device, target, overlay.upper.is_none(), overlay.label)?;
     let started = start(overlay, device, lock);
+    if let Ok(process) = &started {
+        sys::spawn::note_work(process.child.id(), target);
+    }
     // Waits until the program has answered the kernel, or is gone.
     let answer = started.and_then(|process| match rustix::fs::stat(target) {
         Ok(_) => Ok(process),
