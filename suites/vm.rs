@@ -96,31 +96,138 @@ fn without_the_mirror_it_is_said_which() {
     assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
 }
 
+/// A fetch of the kernel 6.1 from a mirror in `dir` with this list of digests, and a gpgv that ends with this status, whatever is
+/// installed here.
+fn fetch_from(dir: &Path, list: &str, gpgv: i32) -> Command {
+    let at = dir.join("debian/dists/bookworm");
+    fs::create_dir_all(&at).unwrap();
+    fs::write(at.join("InRelease"), list).unwrap();
+    let bin = dir.join("bin");
+    fs::create_dir(&bin).unwrap();
+    let text = format!("#!/bin/sh\nexec >&2\ncat >/dev/null\necho no good\nexit {gpgv}\n");
+    fs::write(bin.join("gpgv"), text).unwrap();
+    fs::set_permissions(bin.join("gpgv"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = std::env::join_paths([bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")]);
+    let mut fetch = graphtest(dir);
+    fetch
+        .args(["vm", "fetch", "6.1", "--mirror"])
+        .arg(format!("file:{}", dir.join("debian").display()))
+        .env("PATH", path.unwrap());
+    fetch
+}
+
+#[test]
+fn what_is_not_as_its_digest_says_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let list = format!(
+        "SHA256:\n {} 5 main/binary-amd64/Packages.xz\n",
+        "0".repeat(64)
+    );
+    let index = tmp.path().join("debian/dists/bookworm/main/binary-amd64");
+    fs::create_dir_all(&index).unwrap();
+    fs::write(index.join("Packages.xz"), "12345").unwrap();
+    let (_, err) = must(3, &mut fetch_from(tmp.path(), &list, 0));
+    assert!(error_of(&err).contains("not what its index says"), "{err}");
+    assert_eq!(
+        files(&tmp.path().join("cache/indexes")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn what_makes_no_sense_is_said_before_anything_is_done() {
+    let tmp = tempfile::tempdir().unwrap();
+    fs::write(tmp.path().join("junk"), "no kernel").unwrap();
+    let mut image = vec![0; 0x1000];
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x20e..0x210].copy_from_slice(&0x300u16.to_le_bytes());
+    image[0x500..0x505].copy_from_slice(b"6.9.1");
+    fs::write(tmp.path().join("bzImage"), &image).unwrap();
+    for (words, said) in [
+        (
+            "run --kernel 2.4 whiteouts",
+            "unknown kernel `2.4`; known: 5.10, 6.1",
+        ),
+        ("run --kernel ./none whiteouts", "./none: No such file"),
+        ("run --kernel ./junk whiteouts", "junk: not a kernel image"),
+        (
+            "run --kernel 6.1 --modules . whiteouts",
+            "--modules is for a kernel that is given by its path",
+        ),
+        (
+            "run --kernel ./bzImage --modules . whiteouts",
+            "expected them in lib/modules/6.9.1",
+        ),
+        ("vm run 2.4 -- true", "unknown kernel `2.4`"),
+        ("vm shell 6.1 --on ext5", "unknown backing `ext5`"),
+        ("vm shell 6.1 --target none", "unknown target `none`"),
+        ("vm shell 6.1 whiteouts", " scenarios, such as whiteouts/"),
+        (
+            "vm bisect --good 6.1 --bad 6.1 delete-lower-file",
+            "the same",
+        ),
+        (
+            "vm bisect --good 6.1 --bad 2.4 delete-lower-file",
+            "unknown kernel `2.4`",
+        ),
+        (
+            "vm bisect --good 6.1 --bad 6.12 whiteouts",
+            " scenarios, such as whiteouts/",
+        ),
+        (
+            "vm bisect --good 6.1 --bad 6.12 --output . delete-lower-file",
+            "already there",
+        ),
+    ] {
+        let (_, err) = must(2, graphtest(tmp.path()).args(words.split(' ')));
+        assert!(err.contains(said), "{words}: {err}");
+        assert!(!tmp.path().join("cache").exists(), "{words}");
+    }
+    assert_eq!(files(tmp.path()).len(), 2);
+}
+
+#[test]
+fn a_full_disk_is_said_in_one_line_and_nothing_is_left_on_it() {
+    let tmp = tempfile::tempdir().unwrap();
+    let index = tmp.path().join("debian/dists/bookworm/main/binary-amd64");
+    fs::create_dir_all(&index).unwrap();
+    fs::write(index.join("Packages.xz"), vec![b'x'; 1 << 20]).unwrap();
+    let list = format!(
+        "SHA256:\n {} {} main/binary-amd64/Packages.xz\n",
+        "0".repeat(64),
+        1 << 20
+    );
+    let fetch = fetch_from(tmp.path(), &list, 0);
+    let cache = tmp.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    // A cache on a filesystem of its own, in namespaces of its own: needs no root, and is gone with the process.
+    let mut small = Command::new("unshare");
+    small
+        .args(["--map-root-user", "--mount", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=256k none cache && \"$@\"; s=$?; find cache -type f -size +0; exit $s")
+        .arg("sh")
+        .arg(fetch.get_program())
+        .args(fetch.get_args())
+        .current_dir(tmp.path());
+    for (key, value) in fetch.get_envs() {
+        match value {
+            Some(value) => small.env(key, value),
+            None => small.env_remove(key),
+        };
+    }
+    let (out, err) = must(3, &mut small);
+    assert!(error_of(&err).contains("No space left on device"), "{err}");
+    assert_eq!(out, "", "left on the disk");
+}
+
 #[test]
 fn a_mirror_that_is_not_debians_is_refused() {
     let tmp = tempfile::tempdir().unwrap();
-    let at = tmp.path().join("debian/dists/bookworm");
-    fs::create_dir_all(&at).unwrap();
-    fs::write(
-        at.join("InRelease"),
+    let mut fetch = fetch_from(
+        tmp.path(),
         "SHA256:\n 00 1 main/binary-amd64/Packages.xz\n",
-    )
-    .unwrap();
-    // One that refuses, whatever is installed here.
-    let bin = tmp.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    fs::write(
-        bin.join("gpgv"),
-        "#!/bin/sh\nexec >&2\ncat >/dev/null\necho no good\nexit 1\n",
-    )
-    .unwrap();
-    fs::set_permissions(bin.join("gpgv"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = std::env::join_paths([bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")]);
-    let mirror = format!("file:{}", tmp.path().join("debian").display());
-    let mut fetch = graphtest(tmp.path());
-    fetch
-        .args(["vm", "fetch", "6.1", "--mirror", &mirror])
-        .env("PATH", path.unwrap());
+        1,
+    );
     let (_, err) = must(3, &mut fetch);
     let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists();
     if keyring {

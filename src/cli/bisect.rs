@@ -206,7 +206,7 @@ fn names(args: &Args) -> anyhow::Result<Vec<String>> {
     }
     let mut names = vec![args.good.clone()];
     if args.among.is_empty() {
-        names.extend(kernels_between(&args.good, &args.bad)?);
+        names.extend(kernels_between(&args.good, &args.bad).map_err(vm::told)?);
     } else {
         let ends = [&args.good, &args.bad];
         let inner = args.among.iter().filter(|k| !ends.contains(k));

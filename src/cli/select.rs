@@ -80,10 +80,11 @@ pub(super) fn case(library: &Library, name: &str) -> anyhow::Result<Arc<Case>> {
     match (exactly, &cases[..]) {
         (Some(case), _) | (None, [case]) => Ok(Arc::clone(case)),
         (None, _) => {
-            let labels: Vec<String> = cases.iter().map(|c| c.label()).collect();
-            let labels = labels.join(", ");
+            let some: Vec<String> = cases.iter().take(3).map(|c| c.label()).collect();
             Err(usage(format!(
-                "`{name}` is several scenarios: {labels}; name one"
+                "`{name}` is {} scenarios, such as {}; name one",
+                cases.len(),
+                some.join(", ")
             )))
         }
     }

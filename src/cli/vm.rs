@@ -132,7 +132,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
 }
 
 /// An unknown name is the caller's mistake.
-fn told(error: VmError) -> anyhow::Error {
+pub(super) fn told(error: VmError) -> anyhow::Error {
     match error {
         VmError::Unknown(why) => usage(why),
         VmError::Cannot(_) => error.into(),

@@ -56,25 +56,28 @@ impl World<'_> {
             let names: Vec<PathBuf> = (0..writers.threads)
                 .map(|n| path.join(format!("written-{n}")))
                 .collect();
-            let first = write(&names, writers, most.unwrap_or(least)).map_err(wrong)?;
-            judge(&s.id, first, least, most)?;
+            // What was deleted before is given back when the filesystem gets to it, and a child that another scenario forked meanwhile may
+            // have a deleted file open for as long as it lives.
+            let write_again = |most: u64| {
+                let mut written = write(&names, writers, most).map_err(wrong)?;
+                for _ in 0..TRIES {
+                    if !written.refused || written.bytes >= least {
+                        break;
+                    }
+                    std::thread::sleep(PAUSE);
+                    remove(root, &names).map_err(wrong)?;
+                    written = write(&names, writers, most).map_err(wrong)?;
+                }
+                Ok::<_, Fail>(written)
+            };
+            judge(&s.id, write_again(most.unwrap_or(least))?, least, most)?;
             if s.keep {
                 return Ok(());
             }
             remove(root, &names).map_err(wrong)?;
             if most.is_some() {
                 // What was deleted can be written again.
-                let mut again = write(&names, writers, least).map_err(wrong)?;
-                for _ in 0..TRIES {
-                    if !again.refused || again.bytes >= least {
-                        break;
-                    }
-                    // A child that another scenario forked meanwhile may have the deleted file open for as long as it lives.
-                    std::thread::sleep(PAUSE);
-                    remove(root, &names).map_err(wrong)?;
-                    again = write(&names, writers, least).map_err(wrong)?;
-                }
-                judge(&s.id, again, least, None)
+                judge(&s.id, write_again(least)?, least, None)
                     .map_err(|f| f.context("once more, after all was deleted"))?;
                 remove(root, &names).map_err(wrong)?;
             }
