@@ -464,3 +464,55 @@ fn a_killed_run_leaves_no_guest_and_clean_gives_its_files_back() {
     assert!(!Path::new(dir).exists());
     assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
 }
+
+/// What the suite says of pools of devices can be tried only where the kernel has them: `cargo test --test mutants` skips it elsewhere.
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn the_bugs_in_thin_pools_are_found() {
+    let library = graphtest::graphtest::load::builtin().unwrap();
+    let suite = library.suites.iter().find(|s| s.name == "thin-pools");
+    let catches: Vec<(String, &String)> = suite
+        .unwrap()
+        .scenarios
+        .iter()
+        .flat_map(|s| s.catches.iter().map(|m| (s.id.to_string(), m)))
+        .collect();
+    let mutants: std::collections::BTreeSet<_> = catches.iter().map(|(_, m)| *m).collect();
+    let broken = mutants.iter().map(|m| format!("devicemapper+{m}"));
+    let targets: Vec<String> = ["devicemapper".to_string()]
+        .into_iter()
+        .chain(broken)
+        .collect();
+    let tmp = tempfile::tempdir().unwrap();
+    let report = tmp.path().join("r.json");
+    let mut run = with_users_cache(tmp.path());
+    run.args(["run", "--kernel", "6.1", "--on", "ext4", "thin-pools/"])
+        .args(["--target", &targets.join(",")])
+        .arg("--report")
+        .arg(format!("json={}", report.display()));
+    must(1, &mut run);
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    // The outcomes of all rows of a scenario, or of all scenarios, on a target.
+    let outcomes = |target: &str, id: Option<&str>| -> Vec<String> {
+        let cells = report["cells"].as_array().unwrap().iter();
+        let results = cells
+            .filter(|c| c["target"] == target)
+            .flat_map(|c| c["results"].as_array().unwrap());
+        let of_it = results.filter(|r| id.is_none_or(|id| r["id"] == id));
+        of_it
+            .map(|r| r["outcome"].as_str().unwrap().to_string())
+            .collect()
+    };
+    let good = outcomes("devicemapper", None);
+    assert!(
+        !good.is_empty() && good.iter().all(|o| o == "pass"),
+        "{good:?}"
+    );
+    for (id, mutant) in &catches {
+        let found = outcomes(&format!("devicemapper+{mutant}"), Some(id));
+        assert!(
+            found.iter().any(|o| o == "fail"),
+            "{id} does not find {mutant}: {found:?}"
+        );
+    }
+}

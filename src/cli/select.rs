@@ -12,7 +12,7 @@ use crate::graphtest::filter::Selection;
 use crate::graphtest::matrix::Matrix;
 use crate::graphtest::report::Report;
 use crate::graphtest::run::{Cell, Named};
-use crate::graphtest::target::built_in;
+use crate::graphtest::target::{self, built_in};
 use crate::graphtest::{Case, Level, Library, Target, load};
 use crate::lab::Backing;
 
@@ -95,14 +95,14 @@ pub(super) fn targets(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Target>>> 
     let all = built_in();
     let mut found = Vec::new();
     for name in names.iter().collect::<BTreeSet<_>>() {
-        let Some(target) = all.iter().find(|t| t.name() == name) else {
+        let Some(target) = target::find(name) else {
             let known: Vec<&str> = all.iter().map(|t| t.name()).collect();
             return Err(usage(format!(
                 "unknown target `{name}`; known: {}",
                 known.join(", ")
             )));
         };
-        found.push(Arc::clone(target));
+        found.push(target);
     }
     Ok(if names.is_empty() { all } else { found })
 }

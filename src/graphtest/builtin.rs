@@ -28,6 +28,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "power",
     "reflinks",
     "btrfs",
+    "thin-pools",
     "aufs",
 );
 

@@ -284,6 +284,8 @@ steps! {
         link: bool = "link",
         /// The home lies on this many overlays, each on the one before.
         overlays: Option<u32> = "overlays",
+        /// Options `key=value` of the first driver.
+        opts: Vec<String> = "opts",
     };
     /// A new driver with options instead of the first.
     Init, InitStep, "init" (/** The driver. */ driver: DriverWord) {

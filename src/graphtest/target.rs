@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::mutant::{self, MutatedTarget};
 use crate::drivers::{filesystem, registry};
 use crate::graphdriver::{Driver, InitOptions, Registry, Result};
 
@@ -109,6 +110,19 @@ impl Target for Factory {
     }
 }
 
+/// The built-in driver of this name; or, as `DRIVER+MUTANT`, one with a deliberate bug, which tests the suite.
+pub fn find(name: &str) -> Option<Arc<dyn Target>> {
+    let (driver, bug) = match name.split_once('+') {
+        Some((driver, bug)) => (driver, Some(mutant::find(bug)?)),
+        None => (name, None),
+    };
+    let target = built_in().into_iter().find(|t| t.name() == driver)?;
+    Some(match bug {
+        Some(bug) => Arc::new(MutatedTarget::new(target, bug)),
+        None => target,
+    })
+}
+
 /// The built-in drivers, sorted by name.
 pub fn built_in() -> Vec<Arc<dyn Target>> {
     let target = |name: &'static str| -> Arc<dyn Target> {
@@ -122,4 +136,20 @@ pub fn built_in() -> Vec<Arc<dyn Target>> {
         })
     };
     registry().names().map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+
+    #[test]
+    fn a_target_is_found_with_and_without_a_bug() {
+        let name = |n: &str| find(n).map(|t| t.name().to_string());
+        assert_eq!(name("vfs"), Some("vfs".to_string()));
+        let broken = "vfs+whiteout-lost";
+        assert_eq!(name(broken), Some(broken.to_string()));
+        for wrong in ["", "no-such", "vfs+", "vfs+no-such", "+whiteout-lost"] {
+            assert_eq!(name(wrong), None, "{wrong}");
+        }
+    }
 }

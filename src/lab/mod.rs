@@ -50,7 +50,26 @@ pub struct Place {
     own: Option<Arc<own::Source>>,
 }
 
+/// Less than this, deleted, is not worth looking for.
+const MUCH: u64 = 16 << 20;
+
 impl Place {
+    /// Deletes something below [`Place::dir`] by `delete`. When that was much, the file behind the filesystem, where it is one that was made
+    /// in a file, forgets it too: many scenarios, one after the other, take no more room than one.
+    ///
+    /// # Errors
+    /// Those of `delete`.
+    pub fn delete(&self, delete: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let free = || rustix::fs::statvfs(&self.dir).map_or(0, |st| st.f_bfree * st.f_frsize);
+        let before = free();
+        delete()?;
+        if self.own.is_some() && free().saturating_sub(before) > MUCH {
+            // What cannot be told to forget takes room, no more.
+            let _ = std::fs::File::open(&self.dir).and_then(|dir| crate::sys::fsctl::trim(&dir));
+        }
+        Ok(())
+    }
+
     /// Probes `dir`, which must exist and be writable.
     ///
     /// # Errors

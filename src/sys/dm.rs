@@ -225,6 +225,12 @@ fn wide_number(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.try_into().ok()?))
 }
 
+/// Whether the kernel has device-mapper, now; what is a module may not be loaded.
+pub fn is_there() -> bool {
+    let known = fs::read_to_string("/proc/misc").unwrap_or_default();
+    known.lines().any(|line| line.ends_with(" device-mapper"))
+}
+
 /// The control device, open.
 #[derive(Debug)]
 pub struct Control {
@@ -403,12 +409,25 @@ impl Control {
         self.target(name, 0)
     }
 
-    /// The table of a device.
+    /// The table of a device; `None` when it was never brought to life.
     ///
     /// # Errors
-    /// As [`Control::status`].
-    pub fn table(&self, name: &str) -> Result<Table, Errno> {
-        self.target(name, STATUS_TABLE_FLAG)
+    /// `ENXIO` when there is no such device.
+    pub fn table(&self, name: &str) -> Result<Option<Table>, Errno> {
+        match self.target(name, STATUS_TABLE_FLAG) {
+            Ok(table) => Ok(Some(table)),
+            Err(Errno::INVAL) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The uuid that a device was made with; empty when it has none.
+    ///
+    /// # Errors
+    /// `ENXIO` when there is no such device.
+    pub fn uuid(&self, name: &str) -> Result<String, Errno> {
+        let call = self.simple(DEV_STATUS, name, 0, &[])?;
+        Ok(text_of(&call.header().uuid))
     }
 
     fn target(&self, name: &str, flags: u32) -> Result<Table, Errno> {
@@ -525,9 +544,8 @@ mod tests {
         match Control::open(dir.path()) {
             Ok(control) => assert_eq!(control.version().unwrap()[0], 4),
             Err(e) => {
-                let known = fs::read_to_string("/proc/misc").unwrap_or_default();
                 let missing = e.kind() == io::ErrorKind::NotFound;
-                assert_eq!(missing, !known.contains("device-mapper"), "{e}");
+                assert_eq!(missing, !is_there(), "{e}");
             }
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);

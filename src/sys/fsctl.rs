@@ -20,6 +20,8 @@ const WAIT_SYNC: Opcode = opcode::write::<u64>(0x94, 22);
 /// `BTRFS_IOC_FORGET_DEV`, since Linux 5.5.
 const FORGET_DEV: Opcode = opcode::write::<VolArgs>(0x94, 5);
 
+/// `FITRIM` of linux/fs.h.
+const TRIM: Opcode = opcode::read_write::<TrimRange>(b'X', 121);
 /// `EXT4_IOC_RESIZE_FS`.
 const RESIZE_EXT4: Opcode = opcode::write::<u64>(b'f', 16);
 /// `XFS_IOC_FSGEOMETRY_V1` and `XFS_IOC_FSGROWFSDATA` of xfs_fs.h.
@@ -67,6 +69,28 @@ pub fn commit_btrfs(dir: &File) -> io::Result<()> {
     let transaction = unsafe { ioctl(dir, Getter::<START_SYNC, u64>::new()) }?;
     // SAFETY: as above.
     Ok(unsafe { ioctl(dir, Setter::<WAIT_SYNC, u64>::new(transaction)) }?)
+}
+
+/// `struct fstrim_range` of linux/fs.h, in bytes.
+#[repr(C)]
+struct TrimRange {
+    start: u64,
+    len: u64,
+    least: u64,
+}
+
+/// Has a filesystem tell its device which blocks it does not use.
+///
+/// # Errors
+/// `EOPNOTSUPP` or `ENOTTY` where that serves nothing.
+pub fn trim(dir: &File) -> io::Result<()> {
+    let mut all = TrimRange {
+        start: 0,
+        len: u64::MAX,
+        least: 0,
+    };
+    // SAFETY: FITRIM reads and writes a struct fstrim_range.
+    Ok(unsafe { ioctl(dir, Updater::<TRIM, TrimRange>::new(&mut all)) }?)
 }
 
 /// Makes the mounted ext4 that holds `dir` so many of its blocks large, at most as many as its device has.

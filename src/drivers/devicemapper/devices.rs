@@ -23,7 +23,7 @@ const NUMBERS: u32 = 1 << 24;
 const TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
 /// How often a device is tried before it is left to its last user, where it can be.
-const A_MOMENT: u32 = 4;
+const A_MOMENT: u32 = 40;
 
 /// The pool of a home with all that is in it.
 #[derive(Debug)]
@@ -78,6 +78,8 @@ impl Set {
 
     fn take_up(&mut self) -> Result<()> {
         let usage = self.pool.usage(&self.control)?;
+        // A disk that is full, or read-only, may still be read.
+        let _ = self.pool.reserve(&usage);
         self.transaction_id = usage.transaction_id;
         let known = self.records.device_set()?;
         self.devices = self.records.devices()?;
@@ -120,7 +122,11 @@ impl Set {
         if !self.up {
             return Ok(());
         }
-        let records = self.records.set_device_set(&self.set);
+        let records = match self.records.set_device_set(&self.set) {
+            // It only says where to look for a free number first.
+            Err(e) if e.is_no_room() => Ok(()),
+            other => other,
+        };
         let keys: Vec<(Key, Device)> = self.known().map(|(k, d)| (k.clone(), *d)).collect();
         for (key, device) in keys {
             self.deactivate(&key, &device)?;
@@ -206,6 +212,7 @@ impl Set {
             return Err(Error::Other(format!("the pool {}: {why}", self.pool.name)));
         }
         usage.check(self.options.min_free_percent, &self.pool.name)?;
+        self.pool.reserve(&usage)?;
         self.make(key, Some((from, origin)), size)
     }
 
@@ -318,30 +325,30 @@ impl Set {
                 return Ok(());
             }
         };
-        let name = self.name(key, &device);
-        if self.wants_discard() {
-            self.discard(key, &device);
+        match self.is_idle(key, &device)? {
+            true => self.delete_now(key, device),
+            false => self.delete_later(key, device),
         }
+    }
+
+    /// Makes a device unusable; false when it is in use, and that is not waited for.
+    fn is_idle(&self, key: &Key, device: &Device) -> Result<bool> {
         if !self.options.deferred_deletion {
-            self.remove_now(&name, key)?;
-            return self.delete_now(key, &device);
+            return self.remove_now(&self.name(key, device), key).map(|_| true);
         }
         for _ in 0..A_MOMENT {
-            let gone = self.deactivate(key, &device)? == Removed::Gone;
-            match gone.then(|| self.delete_now(key, &device)) {
-                None => {}
-                Some(Err(e)) if e.errno() == Some(Errno::BUSY) => {}
-                Some(done) => return done,
+            if self.deactivate(key, device)? == Removed::Gone {
+                return Ok(true);
             }
-            // The kernel may be just letting go of it.
+            // The kernel may be just letting go of it, or a process that was forked just now.
             std::thread::sleep(PAUSE);
         }
-        self.delete_later(key, device)
+        Ok(false)
     }
 
     /// Gives the name free; the device goes with its last user.
     fn delete_later(&mut self, key: &Key, device: Device) -> Result<()> {
-        if matches!(key, Key::Deleted(_)) {
+        if matches!(key, Key::Deleted(_)) || !self.options.deferred_deletion {
             return Err(in_use(key));
         }
         let later = Key::Deleted(device.device_id);
@@ -360,14 +367,30 @@ impl Set {
         }
     }
 
-    fn delete_now(&mut self, key: &Key, device: &Device) -> Result<()> {
+    /// Deletes a device that nobody uses. Once it is begun the device is of no use any more.
+    fn delete_now(&mut self, key: &Key, device: Device) -> Result<()> {
         let number = device.device_id;
-        self.begin(key, number)?;
-        match self.tell(&format!("delete {number}")) {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(e) => {
-                self.records.taken_back()?;
-                return Err(self.pool.failed("delete a device in")(e));
+        match self.begin(key, number) {
+            // To make room there must be a way without any: killed in between, it leaves a device that no record tells of.
+            Err(e) if e.is_no_room() => self.records.forget(key)?,
+            begun => begun?,
+        }
+        if self.wants_discard() {
+            self.discard(key, &device);
+        }
+        let mut tries = 0;
+        loop {
+            match self.tell(&format!("delete {number}")) {
+                Ok(()) | Err(Errno::NODATA) => break,
+                Err(Errno::BUSY) if tries < A_MOMENT => {
+                    tries += 1;
+                    self.is_idle(key, &device)?;
+                }
+                Err(Errno::BUSY) => {
+                    self.records.taken_back()?;
+                    return self.delete_later(key, device);
+                }
+                Err(e) => return Err(self.pool.failed("delete a device in")(e)),
             }
         }
         self.records.forget(key)?;
@@ -395,6 +418,7 @@ impl Set {
         if let Ok(file) = node.and_then(|node| std::fs::OpenOptions::new().write(true).open(node)) {
             let _ = dm::discard(&file, device.size);
         }
+        let _ = self.is_idle(key, device);
     }
 
     /// Makes a device usable.
@@ -413,16 +437,18 @@ impl Set {
         };
         if let Some(info) = self.stays(&name).map_err(failed("keep"))? {
             let is = self.control.table(&name).map_err(failed("look at"))?;
-            if is == table {
+            if is.as_ref() == Some(&table) {
                 return Ok(info);
             }
-            if is.parameters == table.parameters && is.sectors < table.sectors {
+            let smaller =
+                |is: Table| is.parameters == table.parameters && is.sectors < table.sectors;
+            if is.is_some_and(smaller) {
                 self.control
                     .reload(&name, &table)
                     .map_err(failed("enlarge"))?;
                 return Ok(info);
             }
-            // Of a home that is gone and had the same inode.
+            // Of a home that is gone and had the same inode, or of a maker that was killed before it gave it a table.
             self.control
                 .remove(&name, false)
                 .map_err(failed("remove"))?;

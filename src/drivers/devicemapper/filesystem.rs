@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::statvfs;
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use crate::graphdriver::{Error, Result};
@@ -130,15 +131,22 @@ impl Filesystem {
         if !label.is_empty() {
             options.push(format!("context=\"{label}\""));
         }
-        let data = options.join(",");
-        sys::mount::mount(
-            device,
-            at,
-            self.name(),
-            MountFlags::empty(),
-            data.as_bytes(),
-        )
-        .map_err(|e| Error::io("mount", at, e))
+        let mount = |flags, options: &[String]| {
+            let data = options.join(",");
+            sys::mount::mount(device, at, self.name(), flags, data.as_bytes())
+        };
+        let mounted = match mount(MountFlags::empty(), &options) {
+            // Mounting writes, for which a full pool or disk has no room. What was unmounted in order can be read without.
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::IO | Errno::NOSPC)) => {
+                options.push(match self {
+                    Self::Xfs => "norecovery".to_owned(),
+                    Self::Ext4 => "noload".to_owned(),
+                });
+                mount(MountFlags::RDONLY, &options).map_err(|_| e)
+            }
+            other => other,
+        };
+        mounted.map_err(|e| Error::io("mount", at, e))
     }
 
     /// Makes it, mounted at `at`, as large as its device, which has so many bytes.

@@ -159,11 +159,17 @@ impl DeviceMapper {
         }
         let below = set.device(&from)?.size;
         set.sweep();
-        set.snapshot(&key, &from, size)?;
+        // Made now, so that a layer can be shown when the disk is full.
+        let id = layer_id(id)?;
+        make_mount_point(&self.mount_point(&id))?;
+        set.snapshot(&key, &from, size).inspect_err(|_| {
+            // The first failure is the one to tell.
+            let _ = self.take_away(&id);
+        })?;
         if size.is_some_and(|size| size > below) {
             self.grow(&set, &key).inspect_err(|_| {
-                // The first failure is the one to tell.
                 let _ = set.delete(&key);
+                let _ = self.take_away(&id);
             })?;
         }
         Ok(())
@@ -194,10 +200,7 @@ impl DeviceMapper {
 
     /// Mounts a device at a directory, which is made.
     fn mounted_at(&self, set: &Set, info: &dm::Info, at: &Path, label: &str) -> Result<()> {
-        match rustix::fs::mkdir(at, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(Error::io("make", at, e)),
-        }
+        make_mount_point(at)?;
         let node = dm::node(info, set.pool.nodes())
             .map_err(|e| Error::io("find the node of the device for", at, e))?;
         let filesystem = set.filesystem()?;
@@ -218,7 +221,7 @@ impl DeviceMapper {
         });
         shown.inspect_err(|_| {
             // The first failure is the one to tell.
-            let _ = self.take_away(id);
+            let _ = unmount(&at);
             let _ = set.deactivate(&key, &device);
         })
     }
@@ -261,6 +264,14 @@ fn records_dir(home: &Home) -> Result<OwnedFd> {
     make_dir(top.as_fd(), RECORDS, 0o700, home.root_owner())
 }
 
+/// Makes the directory where a layer is mounted; that it is there is success.
+fn make_mount_point(at: &Path) -> Result<()> {
+    match rustix::fs::mkdir(at, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(Error::io("make", at, e)),
+    }
+}
+
 /// Unmounts what is mounted at a path, with what is mounted on it. What somebody still uses goes when they let go of it.
 fn unmount(at: &Path) -> Result<()> {
     match umount(at) {
@@ -290,9 +301,10 @@ impl ProtoDriver for DeviceMapper {
         if !set.has(&key) {
             return Ok(());
         }
-        self.take_away(&id)?;
+        unmount(&self.mount_point(&id))?;
         self.uses.forget(&self.mount_point(&id));
-        set.delete(&key)
+        set.delete(&key)?;
+        self.take_away(&id)
     }
 
     fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {
@@ -316,7 +328,7 @@ impl ProtoDriver for DeviceMapper {
         if self.uses.decrement(&at) > 0 || !self.home.has(&id) {
             return Ok(());
         }
-        self.take_away(&id)?;
+        unmount(&at)?;
         let key = Key::Layer(id);
         let device = set.device(&key)?;
         set.deactivate(&key, &device).map(drop)
@@ -346,8 +358,9 @@ impl ProtoDriver for DeviceMapper {
     fn cleanup(&self) -> Result<()> {
         let mut set = self.set_as_it_is();
         for id in self.home.layers(|_| false)? {
-            self.take_away(&id)?;
-            self.uses.forget(&self.mount_point(&id));
+            let at = self.mount_point(&id);
+            unmount(&at)?;
+            self.uses.forget(&at);
         }
         set.sweep();
         set.down()

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use super::options::Options;
@@ -19,6 +20,10 @@ const LOW_WATER: u64 = 32768;
 /// No block is written with zeros before its first use: the filesystems never show what they did not write. A pool that is full says so at
 /// once: nobody here makes it larger while a writer waits.
 const FEATURES: &str = "2 skip_block_zeroing error_if_no_space";
+/// Bytes in a block of the pool's own records.
+pub(super) const RECORD_BLOCK: u64 = 4096;
+/// The room that is taken for them beyond what they need now, in bytes.
+const RESERVE: u64 = 2 << 20;
 /// How long a pool may take to lose its last user.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -181,8 +186,13 @@ impl Pool {
     /// [`Error::NotSupported`] when the kernel has no thin pools, [`Error::Prerequisites`] when the name is another device's.
     pub fn activate(&self, control: &Control, stale: impl FnOnce() -> Result<()>) -> Result<()> {
         let there = self.info(control)?;
-        if let Some(info) = there {
-            let table = control.table(&self.name).map_err(self.failed("look at"))?;
+        let table = there.map(|_| control.table(&self.name)).transpose();
+        let table = table.map_err(self.failed("look at"))?.flatten();
+        if let (Some(_), None) = (there, &table) {
+            // Its maker was killed before it gave it a table.
+            self.remove(control)?;
+        }
+        if let Some((info, table)) = there.zip(table) {
             if table.target != TARGET {
                 let why = format!("{} is no thin pool but {}", self.name, table.target);
                 return Err(Error::Prerequisites(why));
@@ -289,6 +299,28 @@ impl Pool {
             .map_err(self.failed("enlarge"))
     }
 
+    /// Sees to it that what the pool records of itself finds room whatever becomes of the disk: a pool that cannot write its records
+    /// takes no more changes until it is repaired.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn reserve(&self, usage: &Usage) -> Result<()> {
+        let Below::Files(files) = &self.below else {
+            return Ok(());
+        };
+        let [used, all] = usage.metadata;
+        // What is changed is written elsewhere first; the first free blocks are taken.
+        let bytes = (used * 2 * RECORD_BLOCK + RESERVE).min(all * RECORD_BLOCK);
+        let path = &files[0].path;
+        let failed = |e: io::Error| Error::io("take room for", path, e);
+        let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            // Some filesystems take no room in advance.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            other => other.map_err(|e| failed(e.into())),
+        }
+    }
+
     /// The device; `None` when it is not there.
     pub fn info(&self, control: &Control) -> Result<Option<Info>> {
         control.info(&self.name).map_err(self.failed("look at"))
@@ -307,8 +339,7 @@ impl Pool {
     /// How many bytes are in a block.
     pub fn block_size(&self, control: &Control) -> Result<u64> {
         let table = control.table(&self.name).map_err(self.failed("look at"))?;
-        let sectors = table.parameters.split_whitespace().nth(2);
-        let sectors = sectors.and_then(|s| s.parse::<u64>().ok());
+        let sectors = table.and_then(|t| t.parameters.split_whitespace().nth(2)?.parse().ok());
         Ok(sectors.unwrap_or(self.block_sectors) * SECTOR)
     }
 

@@ -5,10 +5,8 @@ use std::path::Path;
 use rustix::fs::statvfs;
 
 use super::devices::Set;
+use super::pool::RECORD_BLOCK;
 use super::records::Key;
-
-/// Bytes in a block of the pool's own records.
-const RECORD_BLOCK: u64 = 4096;
 
 /// All pairs, in moby's order. What a pool that is not there cannot tell is empty.
 pub(super) fn of(set: &Set, home: &Path) -> Vec<(String, String)> {

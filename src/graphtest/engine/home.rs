@@ -34,6 +34,7 @@ impl World<'_> {
         } else {
             make_dir(&self.home)?;
         }
+        self.options = step.opts.clone();
         self.init(expect)
     }
 

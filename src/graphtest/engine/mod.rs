@@ -178,7 +178,7 @@ fn in_directory(target: &dyn Target, place: &Place, case: &Case, limits: &RunLim
             kept: Some(dir),
         };
     }
-    if let Err(e) = state::remove_dir(&dir) {
+    if let Err(e) = place.delete(|| state::remove_dir(&dir)) {
         let left = Fail::new(format!("the scenario's directory cannot be removed: {e}"));
         result = result.and(Err(left));
     }

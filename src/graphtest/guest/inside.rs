@@ -7,7 +7,7 @@ use super::{CellOrder, Order};
 use crate::graphtest::event::Event;
 use crate::graphtest::known::Known;
 use crate::graphtest::run::{Cell, Named, Options, Required, Rules, run};
-use crate::graphtest::target::built_in;
+use crate::graphtest::target;
 use crate::graphtest::{Case, Library, load};
 use crate::lab::{Backing, Register};
 
@@ -71,16 +71,15 @@ fn suites(order: &Order) -> BTreeSet<&str> {
 }
 
 fn cells(orders: &[CellOrder], library: &Library) -> Result<Vec<Cell>, String> {
-    let targets = built_in();
     let cases: BTreeMap<String, &Arc<Case>> = library.cases().map(|c| (c.label(), c)).collect();
     let cell = |order: &CellOrder| {
-        let target = targets.iter().find(|t| t.name() == order.target);
+        let target = target::find(&order.target);
         let mine = order.cases.iter().map(|label| {
             let case = cases.get(label).copied().map(Arc::clone);
             case.ok_or_else(|| format!("no scenario {label}"))
         });
         Ok(Cell {
-            target: Arc::clone(target.ok_or_else(|| format!("no target {}", order.target))?),
+            target: target.ok_or_else(|| format!("no target {}", order.target))?,
             backing: order.backing.parse()?,
             named: Named {
                 target: order.named.0,

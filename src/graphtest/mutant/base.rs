@@ -16,6 +16,9 @@ pub(super) fn other(e: impl Display) -> Error {
     Error::Other(e.to_string())
 }
 
+/// The mark of a mutant in its home.
+const MARK: &str = ".mutant";
+
 /// The good driver below a mutant.
 #[derive(Debug)]
 pub(super) struct Base {
@@ -28,13 +31,17 @@ pub(super) struct Base {
 }
 
 impl Base {
+    /// Whether a mutant was started on a home before.
+    pub(super) fn is_restart(home: &Path) -> bool {
+        home.join(MARK).exists()
+    }
+
     pub(super) fn new(inner: Arc<dyn Driver>, home: &Path) -> Self {
         // What a driver lays down at init on its own is told apart from layers by a mark of the mutant's.
-        let mark = home.join(".mutant");
-        let restarted = mark.exists();
+        let restarted = Self::is_restart(home);
         if !restarted {
             // Without the mark a restart looks like a first start: the mutant survives, and that is reported.
-            let _ = std::fs::write(&mark, b"");
+            let _ = std::fs::write(home.join(MARK), b"");
         }
         Self {
             inner,

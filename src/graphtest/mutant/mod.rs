@@ -12,6 +12,7 @@ mod edges;
 mod files;
 mod mounts;
 mod persist;
+mod pools;
 mod put;
 mod quota;
 mod recipe;
@@ -54,17 +55,32 @@ enum Make {
     Bug(fn() -> Box<dyn Bug>),
     /// Options are lost on their way into the driver.
     IgnoresOptions,
+    /// The same, but for the first driver on a home.
+    IgnoresLaterOptions,
+    /// Files of the home are tampered with before the driver looks at them.
+    Before(fn(&Path) -> std::io::Result<()>),
     /// The choice of a driver is wrong; the driver itself is good.
     Select(SelectBug),
 }
 
 impl Mutant {
-    /// The options that reach the driver's init function.
-    pub fn options<'a>(&self, given: &'a [String]) -> &'a [String] {
-        if matches!(self.make, Make::IgnoresOptions) {
-            &[]
-        } else {
-            given
+    /// The options that reach the driver's init function on a home.
+    pub fn options<'a>(&self, home: &Path, given: &'a [String]) -> &'a [String] {
+        match self.make {
+            Make::IgnoresOptions => &[],
+            Make::IgnoresLaterOptions if Base::is_restart(home) => &[],
+            _ => given,
+        }
+    }
+
+    /// What happens to a home before the driver's init function.
+    ///
+    /// # Errors
+    /// The home cannot be tampered with.
+    pub fn before(&self, home: &Path) -> std::io::Result<()> {
+        match self.make {
+            Make::Before(tamper) if Base::is_restart(home) => tamper(home),
+            _ => Ok(()),
         }
     }
 
@@ -82,6 +98,7 @@ impl Mutant {
             Make::Recipe(recipe) => Box::new(recipe),
             Make::Bug(make) => make(),
             Make::IgnoresOptions | Make::Select(_) => return inner,
+            Make::IgnoresLaterOptions | Make::Before(_) => Box::new(recipe::Recipe::NONE),
         };
         let base = Base::new(inner, home);
         // A bug that cannot do its harm survives, and that is reported.

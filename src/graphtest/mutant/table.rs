@@ -3,7 +3,7 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, calls, child, disk, edges, mounts, persist, put, quota, report, stream,
+    Make, Mutant, calls, child, disk, edges, mounts, persist, pools, put, quota, report, stream,
     subvolumes, transfer,
 };
 
@@ -24,7 +24,7 @@ const fn child(
     }
 }
 
-use Make::{Bug, IgnoresOptions, Recipe as R, Select};
+use Make::{Before, Bug, IgnoresLaterOptions, IgnoresOptions, Recipe as R, Select};
 
 mutants! {
     // lifecycle
@@ -297,4 +297,11 @@ mutants! {
     "select-by-name" "Drivers are tried in the order of their names." Select(SelectBug::ByName);
     "select-env-ignored" "The DOCKER_DRIVER variable does not count." Select(SelectBug::EnvIgnored);
     "select-named-falls-back" "When the named driver cannot run, another one is taken." Select(SelectBug::NamedFallsBack);
+
+    // thin-pools
+    "later-options-ignored" "Options count for the first driver on a home alone." IgnoresLaterOptions;
+    "pool-not-recognised" "A home takes any pool for its own." Before(pools::forget_identity);
+    "removed-space-kept" "A removed layer's space stays taken." Bug(pools::SpaceKept::make);
+    "mounted-apart" "A layer cannot be mounted together with its parent." Bug(pools::MountedApart::make);
+    "snapshot-of-disk" "A child shows what of its parent had reached the disk." Bug(pools::SnapshotOfDisk::make);
 }

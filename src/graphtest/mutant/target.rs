@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::graphdriver::{Driver, InitOptions, Registry, Result};
+use crate::graphdriver::{Driver, Error, InitOptions, Registry, Result};
 use crate::graphtest::target::Target;
 
 use super::{Mutant, select};
@@ -34,7 +34,10 @@ impl Target for MutatedTarget {
     }
 
     fn init(&self, home: &Path, options: &[String]) -> Result<Arc<dyn Driver>> {
-        let good = self.inner.init(home, self.mutant.options(options))?;
+        self.mutant
+            .before(home)
+            .map_err(|e| Error::io("tamper with", home, e))?;
+        let good = self.inner.init(home, self.mutant.options(home, options))?;
         Ok(self.mutant.wrap(good, home))
     }
 

@@ -3,8 +3,8 @@
 use super::{Image, Kind, Program, Recipe};
 
 /// Barriers order writes against a loss of power of the real disk, which no run survives anyway; without them fsync(2) through the
-/// loop device takes a third of the time. What is deleted takes no room behind the loop device any more.
-const OPTIONS: &str = "nobarrier,noinit_itable,discard";
+/// loop device takes a third of the time.
+const OPTIONS: &str = "nobarrier,noinit_itable";
 
 const fn image(arguments: &'static [&'static str], options: &'static str) -> Recipe {
     Recipe::Image(Image {
@@ -61,7 +61,7 @@ pub(super) const PQUOTA: Kind = Kind {
             "-E",
             "quotatype=prjquota"
         ),
-        "nobarrier,noinit_itable,discard,prjquota",
+        "nobarrier,noinit_itable,prjquota",
     ),
 };
 

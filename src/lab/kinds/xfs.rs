@@ -29,7 +29,7 @@ fn limit(size: u64, inodes: u64) -> Vec<String> {
 pub(super) const XFS: Kind = Kind {
     name: "xfs",
     about: "an xfs in a loop device",
-    recipe: image(&["-q", "-f", "-K"], "discard"),
+    recipe: image(&["-q", "-f", "-K"], ""),
 };
 
 pub(super) const NO_REFLINK: Kind = Kind {
