@@ -10,6 +10,7 @@ use super::call::{Done, Fail};
 use super::layers::Layers;
 use super::lifecycle::open_dir;
 use super::many::touches;
+use super::quota::OnRecord;
 use super::state::{self, HomeState};
 use super::world::World;
 use crate::drivers::copy::{Files, copy_tree};
@@ -40,6 +41,8 @@ pub(super) struct Crash<'s> {
     after: Layers,
     /// The home after the steps without any kill.
     done: HomeState,
+    /// The limits before the steps and after them, where limits of projects are kept.
+    limits: Option<(OnRecord, OnRecord)>,
     /// The layers that the steps touch.
     touched: BTreeMap<String, Touch>,
     /// Those of them that the steps remove, perhaps to make them anew: they may be gone.
@@ -88,6 +91,7 @@ impl World<'_> {
         self.stop()?;
         let rest = self.scratch_home();
         copy_home(&self.home, &rest)?;
+        let on_record = self.on_record()?;
         let before = self.layers.clone();
         self.init(&Expect::default())?;
         self.run(body)?;
@@ -100,7 +104,9 @@ impl World<'_> {
             Action::Remove(s) => Some(s.id.clone()),
             _ => None,
         });
+        let limits = on_record.zip(self.on_record()?);
         Ok(Crash {
+            limits,
             removed: removed.collect(),
             body,
             then,
@@ -119,6 +125,9 @@ impl World<'_> {
         state::remove_dir(&self.home)
             .map_err(|e| Fail::new(format!("the home cannot be put back: {e}")))?;
         copy_home(&crash.rest, &self.home)?;
+        if let Some((before, _)) = &crash.limits {
+            self.put_on_record(before)?;
+        }
         self.layers = crash.before.clone();
         Ok(())
     }
@@ -263,6 +272,9 @@ impl World<'_> {
             .and_then(|()| self.run(crash.then))
             .map_err(|f| f.context("the steps again"))?;
         self.stop()?;
+        if let Some((_, after)) = &crash.limits {
+            self.no_more_limits(after)?;
+        }
         let now = HomeState::names(&self.home)?;
         if now.len() > crash.done.len() {
             return Err(Fail::lines(

@@ -1,8 +1,9 @@
 //! Steps on the limits of layers: limit, foreign-limit, and the guard of what is on record.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,10 +13,13 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::call::{Done, Fail};
+use super::lifecycle::open_dir;
 use super::space::is_full;
 use super::world::World;
 use crate::graphtest::limits::Limits;
 use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, Step};
+use crate::lab::Fact;
+use crate::sys::quota::{project, set_project};
 
 /// What is written at once.
 const PIECE: usize = 64 << 10;
@@ -42,7 +46,61 @@ struct Writers {
     least: u64,
 }
 
+/// What is on record of the limits of a home, so that it can be put back with the home.
+#[derive(Debug)]
+pub(super) struct OnRecord {
+    limits: BTreeMap<u64, u64>,
+    /// The directories of the home that are in projects, relative to it.
+    projects: Vec<(PathBuf, u32)>,
+}
+
 impl World<'_> {
+    /// What is on record now, where the scenario has a filesystem with project quotas to itself.
+    pub(super) fn on_record(&mut self) -> Done<Option<OnRecord>> {
+        if self.own.is_none() || !self.place.facts.has(Fact::ProjectQuota) {
+            return Ok(None);
+        }
+        let wrong =
+            |e: io::Error| Fail::new(format!("the filesystem's limits cannot be read: {e}"));
+        let limits = self.limits_on_record()?.all().map_err(wrong)?;
+        let mut projects = Vec::new();
+        in_projects(&self.home, Path::new(""), &mut projects).map_err(wrong)?;
+        Ok(Some(OnRecord { limits, projects }))
+    }
+
+    /// Makes the record what it was, and puts the directories of the home, which are copies, into their projects.
+    pub(super) fn put_on_record(&mut self, was: &OnRecord) -> Done {
+        let limits = self.limits_on_record()?;
+        let put = || -> io::Result<()> {
+            for number in limits.all()?.keys().filter(|n| !was.limits.contains_key(n)) {
+                limits.set(*number, 0)?;
+            }
+            for (number, limit) in &was.limits {
+                limits.set(*number, *limit)?;
+            }
+            for (path, id) in &was.projects {
+                set_project(open_dir(&self.home.join(path))?.as_fd(), *id)?;
+            }
+            Ok(())
+        };
+        put().map_err(|e| Fail::new(format!("the filesystem's limits cannot be put back: {e}")))
+    }
+
+    /// There must be no more limits on record than there were then.
+    pub(super) fn no_more_limits(&mut self, then: &OnRecord) -> Done {
+        let now = self.limits_on_record()?.all();
+        let now = now.map_err(|e| Fail::new(format!("the limits cannot be read: {e}")))?;
+        if now.len() <= then.limits.len() {
+            return Ok(());
+        }
+        let (expected, found) = (then.limits.len(), now.len());
+        Err(Fail::lines(
+            format!("expected {expected} limits on record after the steps, found {found}:"),
+            now.iter()
+                .map(|(number, limit)| format!("{number}: {limit} bytes")),
+        ))
+    }
+
     pub fn limit(&mut self, s: &LimitStep, expect: &Expect) -> Done {
         let (least, most) = (s.at_least.0, s.at_most.as_ref().map(|most| most.0));
         let writers = Writers {
@@ -144,6 +202,22 @@ impl World<'_> {
             lines,
         ))
     }
+}
+
+/// Adds the directories at or below `path` in `home` that are in a project.
+fn in_projects(home: &Path, path: &Path, into: &mut Vec<(PathBuf, u32)>) -> io::Result<()> {
+    let dir = home.join(path);
+    let found = project(open_dir(&dir)?.as_fd())?;
+    if found.inherited {
+        into.push((path.to_path_buf(), found.id));
+    }
+    for entry in std::fs::read_dir(&dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            in_projects(home, &path.join(entry.file_name()), into)?;
+        }
+    }
+    Ok(())
 }
 
 fn judge(id: &str, written: Written, least: u64, most: Option<u64>) -> Done {
