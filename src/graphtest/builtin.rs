@@ -30,6 +30,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "btrfs",
     "thin-pools",
     "aufs",
+    "zfs",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -317,6 +317,17 @@ steps! {
     };
     /// The layer becomes what is mounted of the scenario's own backing when no subvolume is named.
     DefaultSubvolume, DefaultSubvolumeStep, "default-subvolume" (/** The layer. */ id: String) {};
+    /// Somebody else works on the dataset of zfs that a layer is.
+    Dataset, DatasetStep, "dataset" (/** The layer. */ id: String) {
+        /// They make a snapshot of it with this name.
+        snapshot: Option<String> = "snapshot",
+        /// They make a dataset with this name below it.
+        child: Option<String> = "child",
+        /// They destroy it.
+        destroyed: bool = "destroyed",
+        /// They have it mounted elsewhere during these steps.
+        body: Vec<Step> = "do",
+    };
     /// How much can be written into a layer.
     Limit, LimitStep, "limit" (/** The layer. */ id: String) {
         /// So many bytes can be written.

@@ -194,6 +194,10 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Limit(s) => note(into, &s.id, true),
             Action::Subvolumes(s) => note(into, &s.id, true),
             Action::DefaultSubvolume(s) => note(into, &s.id, false),
+            Action::Dataset(s) => {
+                note(into, &s.id, s.destroyed);
+                touches(&s.body, into);
+            }
             Action::TarSplit(s) => note(into, &s.id, true),
             Action::Exists(s) => note(into, &s.id, false),
             Action::Get(s) => note(into, &s.id, false),

@@ -3,6 +3,7 @@
 mod archives;
 mod call;
 mod content;
+mod datasets;
 mod differ;
 mod export;
 mod home;

@@ -69,6 +69,7 @@ impl World<'_> {
         match s.what {
             GuardWord::Home => {}
             GuardWord::Limits => return self.guard_limits(&s.body),
+            GuardWord::Datasets => return self.guard_datasets(&s.body),
             GuardWord::ForeignSubvolume => return self.guard_foreign_subvolume(&s.body),
         }
         let before = HomeState::of(&self.home)?;

@@ -16,6 +16,7 @@ fn bodies(step: &Step) -> Vec<&[Step]> {
         Action::Repeat(s) => s.body.each.iter().map(|b| &**b).collect(),
         Action::Parallel(s) => s.body.each.iter().map(|b| &**b).collect(),
         Action::Guard(s) => vec![&s.body],
+        Action::Dataset(s) => vec![&s.body],
         Action::Restart(s) => vec![&s.then],
         Action::Kill(s) => vec![&s.body, &s.then],
         Action::Full(s) => vec![&s.body, &s.then],

@@ -7,6 +7,7 @@
 mod base;
 mod calls;
 mod child;
+mod datasets;
 mod disk;
 mod edges;
 mod files;

@@ -3,8 +3,8 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, calls, child, disk, edges, mounts, persist, pools, put, quota, report, stream,
-    subvolumes, transfer,
+    Make, Mutant, calls, child, datasets, disk, edges, mounts, persist, pools, put, quota, report,
+    stream, subvolumes, transfer,
 };
 
 macro_rules! mutants {
@@ -286,6 +286,14 @@ mutants! {
     "foreign-subvolumes-removed" "Removing a layer removes subvolumes beside the home." Bug(subvolumes::ForeignRemoved::make);
     "remove-failure-swallowed" "A layer that cannot be removed is said to be." Bug(subvolumes::RemoveFailureSwallowed::make);
     "plain-directory-handed-out" "What is no subvolume is handed out as a layer." Bug(subvolumes::PlainDirectoryHandedOut::make);
+
+    // zfs
+    "datasets-left-behind" "The dataset of a layer stays when it is removed." Bug(datasets::LeftBehind::make);
+    "foreign-snapshots-block-removal" "A layer with snapshots of somebody else's cannot be removed." Bug(datasets::SnapshotsBlock::make);
+    "datasets-block-removal" "A layer with datasets inside cannot be removed." Bug(datasets::DatasetsBlock::make);
+    "clones-removed" "Removing a layer removes the layers that were made from it." Bug(datasets::ClonesRemoved::make);
+    "busy-dataset-blocks-removal" "A layer that is mounted elsewhere cannot be removed." Bug(datasets::BusyBlocks::make);
+    "datasets-remembered" "A layer whose dataset is gone is said to exist." Bug(datasets::Remembered::make);
 
     // selection
     "prior-state-ignored" "State of a driver in the storage root does not count." Select(SelectBug::PriorIgnored);

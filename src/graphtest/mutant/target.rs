@@ -57,4 +57,8 @@ impl Target for MutatedTarget {
     fn layout(&self) -> Option<&str> {
         self.inner.layout()
     }
+
+    fn filesystem(&self) -> Option<&str> {
+        self.inner.filesystem()
+    }
 }

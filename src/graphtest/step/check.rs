@@ -83,6 +83,14 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
         Action::Subvolumes(s) if s.paths.is_empty() => {
             cx.wrong(line, "expected paths after `paths:`, found none");
         }
+        Action::Dataset(s)
+            if s.snapshot.is_none() && s.child.is_none() && !s.destroyed && s.body.is_empty() =>
+        {
+            cx.wrong(
+                line,
+                "expected what is done with the dataset, found nothing",
+            );
+        }
         Action::Repeat(s) if s.body.each.is_empty() => {
             cx.wrong(line, "expected steps after `do:`, found none");
         }

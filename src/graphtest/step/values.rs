@@ -125,7 +125,8 @@ words!(
 words!(
     /// What `guard:` looks at.
     GuardWord { /** The driver's home. */ Home = "home", /** The limits on record. */ Limits = "limits",
-        /** A subvolume of somebody else beside the home. */ ForeignSubvolume = "foreign-subvolume" }
+        /** A subvolume of somebody else beside the home. */ ForeignSubvolume = "foreign-subvolume",
+        /** The datasets and snapshots of zfs where layers are. */ Datasets = "datasets" }
 );
 words!(
     /// How a driver ends before it is started again.
