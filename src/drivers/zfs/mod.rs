@@ -10,7 +10,7 @@
 //! - Whether a layer exists is asked of the kernel each time, so that what others make and destroy is seen.
 //! - A layer appears whole, with its quota, and disappears whole. What a killed process leaves is taken away by the next start.
 //! - A layer that somebody else keeps mounted is gone when it is removed, and its space is given back when they let go.
-//! - Any id is a name: what zfs does not take is written otherwise, see [`names`].
+//! - Any id is a name: what zfs does not take is written otherwise, see `names.rs`.
 //! - Names of snapshots do not repeat.
 
 mod mounts;
