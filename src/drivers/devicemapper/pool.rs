@@ -22,6 +22,8 @@ const LOW_WATER: u64 = 32768;
 const FEATURES: &str = "2 skip_block_zeroing error_if_no_space";
 /// Bytes in a block of the pool's own records.
 pub(super) const RECORD_BLOCK: u64 = 4096;
+/// The most blocks of them that the kernel keeps back for itself.
+const KEPT_BACK: u64 = 4096;
 /// The room that is taken for them beyond what they need now, in bytes.
 const RESERVE: u64 = 2 << 20;
 /// How long a pool may take to lose its last user.
@@ -308,7 +310,9 @@ impl Pool {
         let Below::Files(files) = &self.below else {
             return Ok(());
         };
-        let [used, all] = usage.metadata;
+        let [told, all] = usage.metadata;
+        // What the kernel keeps back for itself counts as used (dm-thin-metadata.c, `set_metadata_reserve`).
+        let used = told.saturating_sub((all / 10).min(KEPT_BACK));
         // What is changed is written elsewhere first; the first free blocks are taken.
         let bytes = (used * 2 * RECORD_BLOCK + RESERVE).min(all * RECORD_BLOCK);
         let path = &files[0].path;
