@@ -3,21 +3,26 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::sys::btrfs;
+use crate::sys::mount::{MountFlags, mount, mount_table};
 use crate::sys::quota::{self, Projects};
 
-/// The record of one filesystem. What has a limit is known by its number there: a project's id, or a subvolume's.
+/// The record of one filesystem. What has a limit is known by its number there: a project's id, a subvolume's, or a
+/// dataset's.
 #[derive(Debug)]
 pub(crate) enum Limits {
     /// Those of projects.
     Projects(Projects),
     /// Those of btrfs' quota groups, by a directory on it.
     Groups(OwnedFd),
+    /// The quotas of zfs' datasets, by the one that is mounted there; their numbers are those of their object sets.
+    Datasets(String),
 }
 
 impl Limits {
@@ -27,6 +32,8 @@ impl Limits {
         let magic = get_fs_magic(dir).map_err(io::Error::other)?;
         Ok(if magic == FsMagic::BTRFS {
             Self::Groups(on)
+        } else if magic == FsMagic::ZFS {
+            Self::Datasets(dataset_on(dir)?)
         } else {
             Self::Projects(Projects::of(on.as_fd(), node)?)
         })
@@ -42,6 +49,11 @@ impl Limits {
                     Err(Errno::NOENT) => Ok(BTreeMap::new()),
                     other => Ok(other?.into_iter().collect()),
                 };
+            }
+            Self::Datasets(top) => {
+                let all = datasets(top)?.into_iter();
+                let limited = all.filter(|d| d.quota > 0);
+                return Ok(limited.map(|d| (d.number, d.quota)).collect());
             }
         };
         let mut found = BTreeMap::new();
@@ -69,6 +81,12 @@ impl Limits {
                 let bytes = Some(bytes).filter(|bytes| *bytes > 0);
                 Ok(btrfs::limit_referenced(on.as_fd(), number, bytes)?)
             }
+            Self::Datasets(top) => {
+                let all = datasets(top)?;
+                let it = all.iter().find(|d| d.number == number);
+                let name = &it.ok_or(io::ErrorKind::NotFound)?.name;
+                zfs(&["set", &format!("quota={bytes}"), name]).map(drop)
+            }
         }
     }
 
@@ -89,6 +107,15 @@ impl Limits {
                 btrfs::create_subvolume(open(above)?.as_fd(), name)?;
                 btrfs::info(open(dir)?.as_fd())?.id
             }
+            Self::Datasets(top) => {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                let name = format!("{top}/{name}");
+                zfs(&["create", "-o", "mountpoint=legacy", &name])?;
+                std::fs::create_dir(dir)?;
+                mount(Path::new(&name), dir, "zfs", MountFlags::empty(), b"")?;
+                let made = datasets(top)?.into_iter().find(|d| d.name == name);
+                made.ok_or(io::ErrorKind::NotFound)?.number
+            }
         };
         std::fs::write(dir.join("theirs"), "theirs")?;
         self.set(number, bytes)
@@ -103,6 +130,63 @@ impl Limits {
         let id = u32::try_from(number).map_err(io::Error::other)?;
         quota::set_project(open(dir)?.as_fd(), id)?;
         Ok(number)
+    }
+}
+
+/// A dataset of zfs as `zfs list` tells it.
+struct Dataset {
+    number: u64,
+    /// In bytes; 0: none.
+    quota: u64,
+    name: String,
+}
+
+/// All at and below one.
+fn datasets(top: &str) -> io::Result<Vec<Dataset>> {
+    let columns = ["-o", "objsetid,quota,name"];
+    let words = [
+        &["list", "-Hp", "-r", "-t", "filesystem"][..],
+        &columns,
+        &[top],
+    ]
+    .concat();
+    let read = |line: &str| {
+        let mut words = line.split('\t');
+        let mut number = || words.next()?.parse().ok();
+        let (number, quota) = (number()?, number()?);
+        let name = words.next()?.to_string();
+        Some(Dataset {
+            number,
+            quota,
+            name,
+        })
+    };
+    let listed = zfs(&words)?;
+    let all: Option<Vec<Dataset>> = listed.lines().map(read).collect();
+    all.ok_or_else(|| io::Error::other(format!("zfs list is not understood: {listed}")))
+}
+
+/// The dataset that is mounted where a directory is.
+fn dataset_on(dir: &Path) -> io::Result<String> {
+    let table = mount_table()?;
+    let above = table.iter().filter(|m| dir.starts_with(&m.path));
+    let on = above.max_by_key(|m| m.path.as_os_str().len());
+    let name = on.and_then(|m| m.source.to_str());
+    name.map(str::to_string)
+        .ok_or(io::ErrorKind::NotFound.into())
+}
+
+/// Runs `zfs` as somebody else than the driver would; what it says on its standard error is the error.
+pub(crate) fn zfs(words: &[&str]) -> io::Result<String> {
+    let out = Command::new("zfs")
+        .args(words)
+        .stdin(Stdio::null())
+        .output()?;
+    match out.status.success() {
+        true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&out.stderr).trim(),
+        )),
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use super::call::{Done, Fail};
 use super::world::World;
+use crate::graphtest::limits;
 use crate::graphtest::step::{DatasetStep, Step};
 use crate::sys::mount::{MountFlags, mount, mount_table, umount_detach};
 use crate::sys::ns::enter_private_mount_ns;
@@ -16,22 +16,8 @@ use crate::sys::ns::enter_private_mount_ns;
 const OF_LAYER: &str = "Dataset";
 const OF_DRIVER: &str = "Parent Dataset";
 
-/// Runs `zfs` as somebody else would.
 fn zfs(words: &[&str]) -> Done<String> {
-    let what = format!("zfs {}", words.join(" "));
-    let out = Command::new("zfs")
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| Fail::new(format!("{what}: {e}")))?;
-    if out.status.success() {
-        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&out.stderr);
-    Err(Fail::lines(
-        format!("{what}: {}", out.status),
-        said.lines().map(str::to_string),
-    ))
+    limits::zfs(words).map_err(|e| Fail::new(format!("zfs {}: {e}", words.join(" "))))
 }
 
 /// A mount in a namespace of its own, which a thread keeps.

@@ -1,11 +1,11 @@
 //! Bugs in what drivers do with datasets of zfs.
 
 use std::collections::BTreeSet;
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::graphdriver::Result;
+use crate::graphtest::limits;
 use crate::sync::lock;
 
 use super::base::{Base, Bug, Create, other};
@@ -21,16 +21,7 @@ fn dataset(b: &Base, id: &str) -> Result<Option<String>> {
 }
 
 fn zfs(words: &[&str]) -> Result<String> {
-    let mut command = Command::new("zfs");
-    let out = command
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(other)?;
-    match out.status.success() {
-        true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
-        false => Err(other(String::from_utf8_lossy(&out.stderr))),
-    }
+    limits::zfs(words).map_err(other)
 }
 
 stateless! {
