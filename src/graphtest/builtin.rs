@@ -34,7 +34,8 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.
-pub(crate) const KNOWN: &[(&str, &str)] = files!("known/fuse", "known/fuse-overlayfs");
+pub(crate) const KNOWN: &[(&str, &str)] =
+    files!("known/fuse", "known/fuse-overlayfs", "known/kernels");
 
 /// The requirements.
 pub(crate) const REQUIREMENTS: (&str, &str) = (

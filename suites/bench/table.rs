@@ -16,6 +16,7 @@ use graphtest::archive::{
     ApplyOptions, ChangesOptions, LayerStream, WriteOptions, apply, changes, changes_with,
 };
 use graphtest::graphdriver::CreateOpts;
+use graphtest::lab::vm::{Accel, Emulator};
 use graphtest::lab::{Backing, GivenBack, Register, provision};
 use graphtest::sys;
 use graphtest::tree::Timestamp;
@@ -72,6 +73,10 @@ fn main() {
     for make in LINES {
         let (name, make) = make;
         if filter.is_none_or(|f| name.contains(f.as_str())) {
+            if let (true, Err(why)) = (name.starts_with("guest"), Emulator::find(Accel::Auto)) {
+                println!("{name:<34} not run: {why}");
+                continue;
+            }
             let place = work.path().join(name);
             std::fs::create_dir(&place).expect("mkdir");
             let line = make(name, &place);
@@ -102,6 +107,7 @@ const LINES: &[(&str, MakeLine)] = &[
         changes_line(name, at, false)
     }),
     ("btrfs-changes-1-of-100000", btrfs_changes),
+    ("guest-first-verdict", guest),
 ];
 
 fn measure(line: &Line, rounds: usize) {
@@ -193,6 +199,35 @@ fn theirs(name: &'static str, args: Vec<PathBuf>) -> Contender {
         name,
         command: Box::new(command),
         reset: Box::new(|| {}),
+    }
+}
+
+/// From nothing to the verdict on one scenario in a guest, beside a guest that only comes up and goes; both from a cache that has the
+/// kernel. The first round fetches it.
+fn guest(_: &str, at: &Path) -> Line {
+    let state = at.join("state");
+    let of = |name, words: &'static str| {
+        let (at, state) = (at.to_path_buf(), state.clone());
+        let command = move || {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_graphtest"));
+            command.args(words.split(' ')).current_dir(&at);
+            command.env("GRAPHTEST_STATE", &state);
+            command
+        };
+        Contender {
+            name,
+            command: Box::new(command),
+            reset: Box::new(|| {}),
+        }
+    };
+    Line {
+        name: "guest-first-verdict".to_string(),
+        ours: of(
+            "graphtest",
+            "run --kernel 6.1 --target overlay2 --on tmpfs whiteouts/delete-lower-file",
+        ),
+        theirs: of("bare guest", "vm run 6.1 -- /bin/busybox true"),
+        end: Box::new(|| {}),
     }
 }
 
