@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`graphtest`] | the framework: scenario language, loading, selection, running, mutants, events, reports |
 //! | [`lab`] | where a driver's home can live, and how it is given back |
+//! | `remote` | drivers in other processes, and lending the built-in ones (with the feature `plugin`) |
 //! | [`drivers`] | the built-in drivers |
 //! | [`graphdriver`] | the contract: traits, errors, capabilities, registry, naive diff |
 //! | [`archive`] | layers as tar: changes, whiteouts, write, apply, size, tar-split |
@@ -21,6 +22,8 @@ pub mod graphdriver;
 pub mod graphtest;
 pub mod lab;
 mod named;
+#[cfg(feature = "plugin")]
+pub mod remote;
 mod sync;
 pub mod sys;
 pub mod tree;

@@ -11,6 +11,7 @@ mod output;
 mod report;
 mod run;
 mod select;
+mod serve;
 mod setup;
 mod vm;
 
@@ -57,6 +58,8 @@ enum Command {
     Report(report::Args),
     /// Print cells as the jobs of a CI system
     Matrix(matrix::Args),
+    /// Lend a built-in driver to a daemon
+    Serve(serve::Args),
     /// Guests with other kernels, by hand
     Vm(vm::Args),
     /// The first process of a guest
@@ -125,6 +128,7 @@ fn dispatch(command: Command) -> anyhow::Result<Status> {
         Command::Baseline(args) => baseline::main(args),
         Command::Report(args) => report::main(args),
         Command::Matrix(args) => matrix::main(args),
+        Command::Serve(args) => serve::main(&args),
         Command::Vm(args) => vm::main(&args),
         Command::Guest => guest::first_process(),
         Command::GuestRun { order } => guest::run(&order),

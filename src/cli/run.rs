@@ -77,7 +77,7 @@ pub(super) struct Args {
     progress: When,
 }
 
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_timeout(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(d) if !d.is_zero() => Ok(d),
         Ok(_) => Err("must be more than nothing".to_string()),
@@ -103,6 +103,12 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     if args.keep && !kernels.is_empty() {
         return Err(usage("--keep: nothing outlives a guest"));
     }
+    let elsewhere = cells.iter().any(|cell| cell.target.elsewhere());
+    if elsewhere && !kernels.is_empty() {
+        return Err(usage(
+            "a plugin runs on this machine, not in a guest: --kernel is not for it",
+        ));
+    }
     let guests = match kernels.is_empty() {
         true => None,
         false => Some(vm::prepare(
@@ -116,7 +122,8 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let user = match guests {
         Some(_) => "root of a guest".to_string(),
         None => {
-            let (user, note) = setup::namespaces(args.keep);
+            // Another process sees only what is mounted where it is.
+            let (user, note) = setup::namespaces(args.keep || elsewhere);
             if let Some(note) = note {
                 eprintln!("note: {note}");
             }

@@ -4,17 +4,20 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args as ClapArgs;
 
 use super::usage;
+use crate::graphdriver::Capability;
 use crate::graphtest::filter::Selection;
 use crate::graphtest::matrix::Matrix;
 use crate::graphtest::report::Report;
 use crate::graphtest::run::{Cell, Named};
 use crate::graphtest::target::{self, built_in};
-use crate::graphtest::{Case, Level, Library, Target, load};
+use crate::graphtest::{Case, Level, Library, PluginTarget, Target, load};
 use crate::lab::Backing;
+use crate::remote::plugin::{Claims, Plugin, discover};
 
 /// Which scenarios.
 #[derive(Debug, ClapArgs)]
@@ -35,9 +38,12 @@ pub(super) struct ScenarioArgs {
 /// Which cells.
 #[derive(Debug, Default, ClapArgs)]
 pub(super) struct CellArgs {
-    /// What to test [default: every built-in driver that can run here]
+    /// What to test: built-in drivers, or plugin:SOCK or plugin:NAME for a Docker graph-driver plugin [default: every built-in driver
+    /// that can run here]
     #[arg(long, value_name = "T,...", value_delimiter = ',')]
     pub(super) target: Vec<String>,
+    #[command(flatten)]
+    pub(super) plugins: PluginArgs,
     /// What the drivers' homes live on [default: the current directory, and a tmpfs; for a driver that needs a certain
     /// filesystem, the first that is made with it]
     #[arg(long, value_name = "BACKING,...", value_delimiter = ',')]
@@ -45,6 +51,70 @@ pub(super) struct CellArgs {
     /// The cells of a file, such as ci/host.yaml; each counts as asked for by name, but for those that are optional
     #[arg(long, value_name = "FILE", conflicts_with_all = ["target", "on"])]
     pub(super) matrix: Option<PathBuf>,
+}
+
+/// What the names of plugins begin with.
+const PLUGIN: &str = "plugin:";
+
+/// What is known of plugins.
+#[derive(Debug, Default, ClapArgs)]
+pub(super) struct PluginArgs {
+    /// What the plugins can beyond what they show: capabilities, or max-depth=N for the most layers of a chain
+    #[arg(long, value_name = "CAP,...", value_delimiter = ',')]
+    claim: Vec<Claim>,
+    /// The built-in driver whose files the plugins' homes hold, for the scenarios that damage files
+    #[arg(long, value_name = "D")]
+    layout: Option<String>,
+    /// The time limit of one call of a plugin; of an archive, each piece [default: 1m]
+    #[arg(long, value_name = "DUR", value_parser = super::run::parse_timeout)]
+    call_timeout: Option<Duration>,
+}
+
+/// One claim.
+#[derive(Clone, Debug)]
+enum Claim {
+    Can(Capability),
+    MaxDepth(u32),
+}
+
+impl FromStr for Claim {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("max-depth=") {
+            Some(depth) => match depth.parse() {
+                Ok(depth @ 1..) => Ok(Self::MaxDepth(depth)),
+                _ => Err(format!("expected max-depth=N, found `{text}`")),
+            },
+            None => text.parse().map(Self::Can),
+        }
+    }
+}
+
+impl PluginArgs {
+    /// The plugin of an address or a name.
+    fn target(&self, name: &str, place: &str) -> anyhow::Result<Arc<dyn Target>> {
+        let address = discover(place).map_err(usage)?;
+        let mut claims = Claims {
+            probe: true,
+            ..Claims::default()
+        };
+        for claim in &self.claim {
+            match claim {
+                Claim::Can(what) => {
+                    claims.claims.insert(*what);
+                }
+                Claim::MaxDepth(depth) => claims.max_depth = Some(*depth),
+            }
+        }
+        let limit = self.call_timeout.unwrap_or(Duration::from_secs(60));
+        let plugin = Plugin::new(address, limit, claims);
+        Ok(Arc::new(PluginTarget::new(
+            name,
+            plugin,
+            self.layout.clone(),
+        )))
+    }
 }
 
 /// The built-in suites, or those of files.
@@ -90,7 +160,7 @@ pub(super) fn case(library: &Library, name: &str) -> anyhow::Result<Arc<Case>> {
     }
 }
 
-/// The targets of these names, or all that are built in.
+/// The built-in targets of these names, or all of them.
 pub(super) fn targets(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Target>>> {
     let all = built_in();
     let mut found = Vec::new();
@@ -98,13 +168,36 @@ pub(super) fn targets(names: &[String]) -> anyhow::Result<Vec<Arc<dyn Target>>> 
         let Some(target) = target::find(name) else {
             let known: Vec<&str> = all.iter().map(|t| t.name()).collect();
             return Err(usage(format!(
-                "unknown target `{name}`; known: {}",
+                "unknown target `{name}`; known: {}, plugin:SOCK, plugin:NAME",
                 known.join(", ")
             )));
         };
         found.push(target);
     }
     Ok(if names.is_empty() { all } else { found })
+}
+
+/// The targets of cells: plugins, too.
+fn targets_of(args: &CellArgs) -> anyhow::Result<Vec<Arc<dyn Target>>> {
+    let (plugins, built_in): (BTreeSet<&String>, BTreeSet<&String>) = args
+        .target
+        .iter()
+        .partition(|name| name.starts_with(PLUGIN));
+    let known = &args.plugins;
+    if plugins.is_empty() && (!known.claim.is_empty() || known.layout.is_some()) {
+        return Err(usage(
+            "--claim and --layout are for plugins; none is named by --target",
+        ));
+    }
+    let mut found = Vec::new();
+    if plugins.is_empty() || !built_in.is_empty() {
+        let names: Vec<String> = built_in.into_iter().cloned().collect();
+        found = targets(&names)?;
+    }
+    for name in plugins {
+        found.push(known.target(name, &name[PLUGIN.len()..])?);
+    }
+    Ok(found)
 }
 
 /// The cells of the matrix, or every target on every backing; after an earlier run, only cells and cases that failed in it.
@@ -169,7 +262,7 @@ fn of_names(args: &CellArgs, failed: Option<&Report>) -> anyhow::Result<Vec<Cell
         backing: !args.on.is_empty(),
     };
     let mut cells = Vec::new();
-    for target in targets(&args.target)? {
+    for target in targets_of(args)? {
         let backings = match (&earlier, args.on.is_empty()) {
             (_, false) => args.on.clone(),
             (Some(earlier), true) => earlier.clone(),

@@ -104,6 +104,16 @@ pub enum Error {
         /// The errno.
         source: io::Error,
     },
+    /// A driver in another process says that the call failed, or did not say anything that can be understood.
+    #[error("{call}: {text}")]
+    Remote {
+        /// The call, such as `GraphDriver.Create`.
+        call: String,
+        /// What it says, or what came instead.
+        text: String,
+        /// The class of the error, where the other side says it.
+        class: Option<ErrorClass>,
+    },
     /// Anything else a driver wants to say.
     #[error("{0}")]
     Other(String),
@@ -132,6 +142,8 @@ named! {
         Archive = "archive";
         /// State of several drivers.
         Conflict = "conflict";
+        /// A driver in another process says a text only, which any class can stand for.
+        Unclassified = "unclassified";
         /// A system call failed, or something else.
         Other = "other";
     }
@@ -151,7 +163,13 @@ impl Error {
     pub fn is_driver_not_supported(&self) -> bool {
         matches!(
             self,
-            Self::NotSupported(_) | Self::Prerequisites(_) | Self::IncompatibleFs(_)
+            Self::NotSupported(_)
+                | Self::Prerequisites(_)
+                | Self::IncompatibleFs(_)
+                | Self::Remote {
+                    class: Some(ErrorClass::NotSupported),
+                    ..
+                }
         )
     }
 
@@ -168,7 +186,14 @@ impl Error {
 
     /// Whether the disk is full, or a quota is.
     pub fn is_no_room(&self) -> bool {
-        matches!(self.errno(), Some(Errno::NOSPC | Errno::DQUOT))
+        match self {
+            // Another process says the text that strerror(3) has for the errno, in the case that its language prints it in.
+            Self::Remote { text, .. } => {
+                let text = text.to_ascii_lowercase();
+                text.contains("no space left on device") || text.contains("disk quota exceeded")
+            }
+            _ => matches!(self.errno(), Some(Errno::NOSPC | Errno::DQUOT)),
+        }
     }
 
     /// The class scenarios compare.
@@ -189,6 +214,7 @@ impl Error {
             Self::Damaged { .. } => ErrorClass::Damaged,
             Self::Archive(e) if e.is_of_the_disk() => ErrorClass::Other,
             Self::Archive(_) => ErrorClass::Archive,
+            Self::Remote { class, .. } => class.unwrap_or(ErrorClass::Unclassified),
             Self::Io { .. } | Self::NoSpace(_) | Self::Other(_) => ErrorClass::Other,
         }
     }

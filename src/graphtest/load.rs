@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use schemars::SchemaGenerator;
 
-mod whole;
+pub(crate) mod whole;
 
 use super::builtin;
 use super::hint::Hint;

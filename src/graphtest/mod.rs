@@ -17,6 +17,8 @@ pub mod matrix;
 pub mod mutant;
 pub mod needs;
 pub mod outcome;
+#[cfg(feature = "plugin")]
+mod plugin;
 pub mod report;
 pub mod requirement;
 pub mod run;
@@ -32,6 +34,8 @@ pub use event::Outcome;
 pub use lang::{At, OneOrMany, Turns};
 pub use load::{Library, LoadError, schema};
 pub use outcome::{CaseReport, Failure, Progress};
+#[cfg(feature = "plugin")]
+pub use plugin::PluginTarget;
 pub use requirement::Requirement;
 pub use scenario::{Case, Level, Location, Scenario, ScenarioId, Suite};
 pub use target::{Factory, Target};

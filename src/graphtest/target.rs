@@ -39,6 +39,12 @@ pub trait Target: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Whether its driver runs in another process, which has one home at a time: its scenarios run one after the other, and what is done to
+    /// this process is nothing to the driver.
+    fn elsewhere(&self) -> bool {
+        false
+    }
+
     /// The filesystem that its homes must lie on, where it must be a certain one: a run that names no backing makes one of these.
     fn filesystem(&self) -> Option<&str> {
         None

@@ -54,7 +54,7 @@ impl Fail {
     /// The same for a call of the driver. That the disk is full is no fault of what was asked for, so the error must not say so;
     /// a program that a driver runs gives a text instead of an errno.
     pub fn of_call(mut self, e: &Error) -> Self {
-        self.no_room = e.class() == ErrorClass::Other;
+        self.no_room = matches!(e.class(), ErrorClass::Other | ErrorClass::Unclassified);
         self
     }
 

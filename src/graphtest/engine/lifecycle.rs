@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -14,6 +15,9 @@ use crate::graphtest::step::{
     StatusStep,
 };
 use crate::sys;
+
+/// How long another process may take to hear that a connection, and with it a diff, was given up.
+const NEWS: Duration = Duration::from_secs(5);
 
 impl World<'_> {
     pub fn create(&mut self, s: &CreateStep, expect: &Expect) -> Done {
@@ -185,22 +189,18 @@ impl World<'_> {
                 s.id
             )));
         };
-        // The layer may be a directory of the filesystem that is mounted.
-        let mut found = false;
-        for at in path
-            .ancestors()
-            .take_while(|at| at.starts_with(&home) && *at != home)
-        {
-            match sys::mount::is_mount_point(at) {
-                Ok(mounted) => found |= mounted,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Fail::new(format!("{}: {e}", self.short(at)))),
-            }
-        }
         let expected = s.is.unwrap_or(true);
-        if expected == found {
-            return Ok(());
-        }
+        let until = Instant::now() + NEWS;
+        let found = loop {
+            let found = self.is_mounted(path, &home)?;
+            if expected == found {
+                return Ok(());
+            }
+            if !self.target.elsewhere() || Instant::now() > until {
+                break found;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let word = |mounted| {
             if mounted {
                 "a mount point"
@@ -214,6 +214,21 @@ impl World<'_> {
             word(expected),
             word(found)
         )))
+    }
+
+    /// Whether a path is, or is below, a mount point of the home's. The layer may be a directory of the filesystem that is mounted.
+    fn is_mounted(&self, path: &Path, home: &Path) -> Done<bool> {
+        let below = |at: &&Path| at.starts_with(home) && *at != home;
+        for at in path.ancestors().take_while(below) {
+            match sys::mount::is_mount_point(at) {
+                Ok(true) => return Ok(true),
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Fail::new(format!("{}: {e}", self.short(at))));
+                }
+                _ => {}
+            }
+        }
+        Ok(false)
     }
 
     pub fn metadata(&self, s: &MetadataStep, expect: &Expect) -> Done {

@@ -34,6 +34,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::event::Outcome;
+use super::load;
 use super::needs::{Need, NeedKind};
 use super::outcome::{CaseReport, Failure, Progress};
 use super::requirement::Requirement;
@@ -194,6 +195,10 @@ fn run_in(
     limits: &RunLimits,
     dir: &std::path::Path,
 ) -> Result<Option<String>, Fail> {
+    if target.elsewhere() && load::whole::kills(&case.steps) {
+        let reason = "needs a driver in this process, to be killed with it";
+        return Ok(Some(reason.to_string()));
+    }
     if let Some(reason) = unclaimed(target, case, dir) {
         return Ok(Some(reason));
     }

@@ -119,6 +119,11 @@ fn fault_of(spec: ErrorSpec, name: &str, home: &Path) -> Error {
             root: home.to_path_buf(),
             drivers: vec![name.to_string()],
         },
+        C::Unclassified => Error::Remote {
+            call: "GraphDriver.Init".to_string(),
+            text: why,
+            class: None,
+        },
         C::Other => Error::Other(why),
     }
 }

@@ -10,6 +10,13 @@ use crate::graphtest::yaml::Node;
 use crate::lab::Fact;
 use crate::tree::op::Size;
 
+/// Whether this process is killed somewhere in these steps.
+pub(crate) fn kills(steps: &[Step]) -> bool {
+    let killed =
+        |step: &Step| matches!(step.action, Action::Kill(_)) || bodies(step).into_iter().any(kills);
+    steps.iter().any(killed)
+}
+
 /// The steps that a step holds.
 fn bodies(step: &Step) -> Vec<&[Step]> {
     match &step.action {

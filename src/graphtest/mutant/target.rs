@@ -61,4 +61,8 @@ impl Target for MutatedTarget {
     fn filesystem(&self) -> Option<&str> {
         self.inner.filesystem()
     }
+
+    fn elsewhere(&self) -> bool {
+        self.inner.elsewhere()
+    }
 }

@@ -180,12 +180,23 @@ impl<'a> Session<'a> {
             return None;
         }
         let waits = |state: &State| matches!(state, State::Waiting);
-        let cell = self.states.iter().position(waits)?;
+        let mut cells = self.states.iter().enumerate();
+        let (cell, _) = cells.find(|(cell, state)| waits(state) && !self.is_taken(*cell))?;
         self.states[cell] = State::Preparing;
         Some(Job {
             cell,
             task: Task::Prepare(self.cells[cell].clone()),
         })
+    }
+
+    /// Whether a cell has to wait for another one with the same process.
+    fn is_taken(&self, cell: usize) -> bool {
+        let target = &self.cells[cell].target;
+        let others = self.cells.iter().zip(&self.states).enumerate();
+        target.elsewhere()
+            && others
+                .filter(|(i, (other, _))| *i != cell && other.target.name() == target.name())
+                .any(|(_, (_, state))| !matches!(state, State::Waiting | State::Ended))
     }
 
     /// The next case, of the open cell that has begun the fewest.
@@ -195,7 +206,12 @@ impl<'a> Session<'a> {
         }
         let open = self.states.iter_mut().enumerate();
         let open = open.filter_map(|(i, state)| match state {
-            State::Open(open) if !open.queue.is_empty() => Some((i, open)),
+            State::Open(open)
+                if !open.queue.is_empty()
+                    && (open.running == 0 || !self.cells[i].target.elsewhere()) =>
+            {
+                Some((i, open))
+            }
             _ => None,
         });
         let (cell, open) = open.min_by_key(|(_, open)| open.begun)?;

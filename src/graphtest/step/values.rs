@@ -22,7 +22,8 @@ impl ErrorSpec {
     pub fn covers(self, class: ErrorClass) -> bool {
         match self {
             Self::Any => true,
-            Self::Class(c) => c == class,
+            // What says no class can be of any.
+            Self::Class(c) => c == class || class == ErrorClass::Unclassified,
         }
     }
 
