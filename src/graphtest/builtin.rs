@@ -34,8 +34,12 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.
-pub(crate) const KNOWN: &[(&str, &str)] =
-    files!("known/fuse", "known/fuse-overlayfs", "known/kernels");
+pub(crate) const KNOWN: &[(&str, &str)] = files!(
+    "known/devicemapper",
+    "known/fuse",
+    "known/fuse-overlayfs",
+    "known/kernels"
+);
 
 /// The requirements.
 pub(crate) const REQUIREMENTS: (&str, &str) = (
