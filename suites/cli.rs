@@ -191,6 +191,19 @@ fn a_failure_is_located_and_its_command_fails_again() {
 }
 
 #[test]
+fn what_is_for_another_layout_is_skipped_before_its_options_are_given() {
+    let bench = Bench::new();
+    let options = "needs: ['layout:overlay2']\n    steps: [{home: home, opts: [overlay2.size=1M]}, {create: a}]";
+    let suite = bench.suite(&[("good", "must", GOOD), ("options", "must", options)]);
+    let vfs = ["run", "--suite", &suite, "--target", "vfs", "--on", "dir"];
+    let out = bench.graphtest(&vfs).must(0).out;
+    assert!(
+        out.contains("needs the on-disk layout of overlay2"),
+        "{out}"
+    );
+}
+
+#[test]
 fn levels_and_requirements_decide_what_counts() {
     let bench = Bench::new();
     let suite = bench.suite(&[("bad", "may", BAD), ("none", "must", SKIPPED)]);

@@ -97,6 +97,13 @@ impl Need {
         }
     }
 
+    /// Why no driver of this layout meets it; `None` when one may.
+    pub fn unmet_by_layout(&self, layout: Option<&str>) -> Option<String> {
+        let of_layout = matches!(self.kind, NeedKind::Layout(_));
+        let none = Capabilities::new([]);
+        of_layout.then(|| self.unmet_by_driver(&none, layout))?
+    }
+
     /// Why the driver does not meet it; `None` when it does, or when the driver has no say.
     pub fn unmet_by_driver(&self, claims: &Capabilities, layout: Option<&str>) -> Option<String> {
         let (met, what) = match &self.kind {

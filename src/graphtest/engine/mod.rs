@@ -94,10 +94,11 @@ pub fn run_case(target: &dyn Target, place: &Place, case: &Case, limits: &RunLim
         kept: None,
         timed_out: false,
     };
-    let skip = case
-        .needs
-        .iter()
-        .find_map(|n| n.unmet_by_place(&place.facts));
+    // Before anything is started: the first step may give the driver options that only one of that layout has.
+    let skip = case.needs.iter().find_map(|n| {
+        n.unmet_by_place(&place.facts)
+            .or_else(|| n.unmet_by_layout(target.layout()))
+    });
     if skip.is_some() {
         report.outcome = Outcome::Skip;
         report.reason = skip;
