@@ -230,7 +230,8 @@ fn run_in(
 /// Why the driver does not meet the needs of a case with a backing of its own. What it does not claim on the cell's place it does not
 /// claim on another of the same kind, and asking takes less time than making one.
 fn unclaimed(target: &dyn Target, case: &Case, dir: &std::path::Path) -> Option<String> {
-    let of_driver = |n: &Need| !matches!(n.kind, NeedKind::Fact(_));
+    // Facts and layouts have been looked at.
+    let of_driver = |n: &Need| !matches!(n.kind, NeedKind::Fact(_) | NeedKind::Layout(_));
     if case.backing.is_none() || !case.needs.iter().any(of_driver) {
         return None;
     }
