@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsopen};
@@ -17,6 +17,7 @@ use crate::archive::Form;
 use crate::drivers::home::{Home, detach, open_dir};
 use crate::drivers::overlayfs::{Behaviour, MERGED, Mounter, OverlayMount, lay_out, or_aside};
 use crate::graphdriver::{Capability, Checker, Error, FsChecker, FsMagic, Result, get_fs_magic};
+use crate::sync::lock;
 use crate::sys;
 
 /// One mount or unmount at a time, as in moby's driver: several at once have locked up kernels with aufs.
@@ -209,7 +210,7 @@ impl Mounter for Support {
             label: overlay.label,
             xino: &xino(),
         };
-        let _one_at_a_time = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&MOUNTING);
         union.mount(&target).map_err(failed)
     }
 
@@ -226,7 +227,7 @@ impl Mounter for Support {
             };
             pseudo_links::flush(open(merged)?.as_fd(), open(&branch)?.as_fd())?;
         }
-        let _one_at_a_time = MOUNTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&MOUNTING);
         detach(merged)
     }
 

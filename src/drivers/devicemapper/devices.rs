@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::filesystem::{Filesystem, set_xfs_retries};
 use super::options::Options;
-use super::pool::Pool;
+use super::pool::{Pool, remove_when_free};
 use super::records::{Device, DeviceSet, Devices, Key, Records, Transaction};
 use crate::graphdriver::{Error, Result};
 use crate::sys::dm::{self, Control, Info, MAX_NAME, Removed, SECTOR, Table};
@@ -19,7 +19,7 @@ use crate::sys::dm::{self, Control, Info, MAX_NAME, Removed, SECTOR, Table};
 const BASE_SIZE: u64 = 10 << 30;
 /// Device numbers have 24 bits.
 const NUMBERS: u32 = 1 << 24;
-/// How often, and after what pauses, a device that is in use is removed, where it cannot go with its last user.
+/// How often, and after what pauses, it is tried to keep a device that is just going.
 const TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
 /// How often a device is tried before it is left to its last user, where it can be.
@@ -493,14 +493,11 @@ impl Set {
     }
 
     fn remove_now(&self, name: &str, key: &Key) -> Result<Removed> {
-        for _ in 0..TRIES {
-            match self.control.remove(name, false) {
-                Ok(_) | Err(Errno::NXIO) => return Ok(Removed::Gone),
-                Err(Errno::BUSY) => std::thread::sleep(PAUSE),
-                Err(e) => return Err(Error::io("remove", format!("/dev/mapper/{name}"), e)),
-            }
+        match remove_when_free(&self.control, name) {
+            Ok(()) => Ok(Removed::Gone),
+            Err(Errno::BUSY) => Err(in_use(key)),
+            Err(e) => Err(Error::io("remove", format!("/dev/mapper/{name}"), e)),
         }
-        Err(in_use(key))
     }
 
     /// Tells the filesystem that is mounted from a device what only it can be told.

@@ -23,9 +23,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{Mode, OFlags, major, minor};
+use rustix::fs::{CWD, Mode, OFlags, major, minor};
 use rustix::io::Errno;
 
 use self::devices::Set;
@@ -33,13 +33,14 @@ use self::options::Options;
 use self::pool::Pool;
 use self::records::{Key, Records};
 use super::home::{
-    Home, detach, has_entry, make_dir, open_dir, set_owner_and_mode, size_option, unmount_below,
-    write_atomically,
+    Home, detach, has_entry, make_dir, make_dir_if_missing, open_dir, set_owner_and_mode,
+    size_option, unmount_below, write_atomically,
 };
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, MountTableChecker,
     NaiveDiff, ProtoDriver, RefCounter, Result,
 };
+use crate::sync::lock;
 use crate::sys::dm::{self, Control};
 use crate::sys::mount::umount;
 
@@ -129,7 +130,7 @@ impl DeviceMapper {
     }
 
     fn set_as_it_is(&self) -> MutexGuard<'_, Set> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.set)
     }
 
     /// Where a layer is mounted.
@@ -161,7 +162,7 @@ impl DeviceMapper {
         set.sweep();
         // Made now, so that a layer can be shown when the disk is full.
         let id = layer_id(id)?;
-        make_mount_point(&self.mount_point(&id))?;
+        make_dir_if_missing(&self.mount_point(&id), 0o700)?;
         set.snapshot(&key, &from, size).inspect_err(|_| {
             // The first failure is the one to tell.
             let _ = self.take_away(&id);
@@ -200,7 +201,7 @@ impl DeviceMapper {
 
     /// Mounts a device at a directory, which is made.
     fn mounted_at(&self, set: &Set, info: &dm::Info, at: &Path, label: &str) -> Result<()> {
-        make_mount_point(at)?;
+        make_dir_if_missing(at, 0o700)?;
         let node = dm::node(info, set.pool.nodes())
             .map_err(|e| Error::io("find the node of the device for", at, e))?;
         let filesystem = set.filesystem()?;
@@ -228,9 +229,7 @@ impl DeviceMapper {
 
     /// Makes the layer's root and the file with its id in a mounted filesystem, where they are missing.
     fn lay_out(&self, at: &Path, id: &LayerId) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let top =
-            rustix::fs::open(at, flags, Mode::empty()).map_err(|e| Error::io("open", at, e))?;
+        let top = open_dir(CWD, at).map_err(|e| Error::io("open", at, e))?;
         if !has_entry(top.as_fd(), ROOT) {
             set_owner_and_mode(top.as_fd(), 0o755, self.home.root_owner())
                 .map_err(|e| Error::io("set up", at, e))?;
@@ -262,14 +261,6 @@ fn records_dir(home: &Home) -> Result<OwnedFd> {
         return open_dir(top.as_fd(), RECORDS).map_err(failed);
     }
     make_dir(top.as_fd(), RECORDS, 0o700, home.root_owner())
-}
-
-/// Makes the directory where a layer is mounted; that it is there is success.
-fn make_mount_point(at: &Path) -> Result<()> {
-    match rustix::fs::mkdir(at, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(e) => Err(Error::io("make", at, e)),
-    }
 }
 
 /// Unmounts what is mounted at a path, with what is mounted on it. What somebody still uses goes when they let go of it.

@@ -26,7 +26,7 @@ pub(super) const RECORD_BLOCK: u64 = 4096;
 const KEPT_BACK: u64 = 4096;
 /// The room that is taken for them beyond what they need now, in bytes.
 const RESERVE: u64 = 2 << 20;
-/// How long a pool may take to lose its last user.
+/// How long a device may take to lose its last user.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a pool is made of.
@@ -357,22 +357,30 @@ impl Pool {
         if self.is_given() {
             return Ok(());
         }
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match control.remove(&self.name, false) {
-                Ok(_) | Err(Errno::NXIO) => return Ok(()),
-                Err(Errno::BUSY) if Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(e) => return Err(self.failed("remove")(e)),
-            }
-        }
+        remove_when_free(control, &self.name).map_err(self.failed("remove"))
     }
 
     /// An error about the pool.
     pub fn failed(&self, op: &'static str) -> impl Fn(Errno) -> Error {
         let name = self.name.clone();
         move |e| Error::io(op, format!("/dev/mapper/{name}"), e)
+    }
+}
+
+/// Removes a device, if it is there, and waits for a while for its last user to go.
+///
+/// # Errors
+/// `EBUSY` when that did not happen.
+pub(super) fn remove_when_free(control: &Control, name: &str) -> Result<(), Errno> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match control.remove(name, false) {
+            Ok(_) | Err(Errno::NXIO) => return Ok(()),
+            Err(Errno::BUSY) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
 

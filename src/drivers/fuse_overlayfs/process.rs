@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, Stat, flock, memfd_create};
+use rustix::fs::{CWD, FlockOperation, MemfdFlags, Mode, OFlags, Stat, flock, memfd_create};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::process::{
@@ -20,7 +20,7 @@ use rustix::process::{
 };
 
 use super::NAME;
-use crate::drivers::home::detach;
+use crate::drivers::home::{detach, open_dir};
 use crate::drivers::overlayfs::OverlayMount;
 use crate::graphdriver::{Error, Result};
 use crate::sys;
@@ -236,7 +236,7 @@ fn refused(mut process: Process, target: &Path, answer: Errno) -> Error {
 /// A lock on the mount point, which the process holds while it lives: by it anyone can wait for its end.
 fn lock(target: &Path) -> Result<OwnedFd> {
     let failed = |e: Errno| Error::io("lock", target, e);
-    let dir = open_dir(target).map_err(failed)?;
+    let dir = open_dir(CWD, target).map_err(failed)?;
     flock(&dir, FlockOperation::LockShared).map_err(failed)?;
     Ok(dir)
 }
@@ -244,10 +244,5 @@ fn lock(target: &Path) -> Result<OwnedFd> {
 fn unlocked(target: &Path) -> bool {
     // A mount below the one that was taken away has its own process.
     let free = |dir: OwnedFd| flock(&dir, FlockOperation::NonBlockingLockExclusive);
-    !matches!(open_dir(target).and_then(free), Err(Errno::WOULDBLOCK))
-}
-
-fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
+    !matches!(open_dir(CWD, target).and_then(free), Err(Errno::WOULDBLOCK))
 }

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{
     AtFlags, FlockOperation, Gid, Mode, OFlags, Uid, fchmod, fchown, flock, mkdirat, openat,
@@ -133,6 +134,24 @@ pub(in crate::drivers) fn make_dir(
     let dir = open_dir(at, name).map_err(failed("open"))?;
     set_owner_and_mode(dir.as_fd(), mode, owner).map_err(failed("change the owner and mode of"))?;
     Ok(dir)
+}
+
+/// Makes a directory with this mode, less the umask; that it is there is success.
+pub(in crate::drivers) fn make_dir_if_missing(path: &Path, mode: u32) -> Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(Error::io("make", path, e)),
+    }
+}
+
+/// Removes the directory where a layer was mounted.
+pub(in crate::drivers) fn remove_mount_point(at: &Path) -> Result<()> {
+    match rustix::fs::rmdir(at) {
+        // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only it
+        // stays, empty, until the next put.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY | Errno::ROFS) => Ok(()),
+        Err(e) => Err(Error::io("remove", at, e)),
+    }
 }
 
 /// Owner first: a change of owner can clear mode bits.

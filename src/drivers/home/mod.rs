@@ -23,8 +23,8 @@ use rustix::io::Errno;
 
 use self::files::write_new;
 pub(super) use self::files::{
-    excerpt, has_entry, lock_dir, make_dir, open_dir, read_text, set_owner_and_mode,
-    write_atomically, write_synced,
+    excerpt, has_entry, lock_dir, make_dir, make_dir_if_missing, open_dir, read_text,
+    remove_mount_point, set_owner_and_mode, write_atomically, write_synced,
 };
 pub(super) use self::locks::IdLocks;
 use super::quota::{LayerProject, LayerQuotas};
@@ -116,7 +116,7 @@ impl Home {
             path.join(kept.below)
         };
         if !kept.below.is_empty() {
-            make_dir_if_missing(&layers)?;
+            make_dir_if_missing(&layers, 0o700)?;
             own_directory(&layers, root.gid)?;
         }
         let layers_dir = rustix::fs::open(&layers, DIRECTORY, Mode::empty())
@@ -242,7 +242,7 @@ impl Home {
     /// A further directory of the driver's own, made if need be.
     pub fn directory(&self, name: &str) -> Result<OwnedFd> {
         let path = self.path.join(name);
-        make_dir_if_missing(&path)?;
+        make_dir_if_missing(&path, 0o700)?;
         own_directory(&path, self.root.gid)?;
         open_dir(rustix::fs::CWD, &path).map_err(|e| Error::io("open", path, e))
     }
@@ -504,13 +504,6 @@ fn lock_linked(at: BorrowedFd<'_>, name: &str, dir: BorrowedFd<'_>) -> Result<bo
         Ok(named) => Ok((named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)),
         Err(Errno::NOENT) => Ok(false),
         Err(e) => Err(e),
-    }
-}
-
-fn make_dir_if_missing(path: &Path) -> Result<()> {
-    match rustix::fs::mkdir(path, Mode::RWXU) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(e) => Err(Error::io("make", path, e)),
     }
 }
 

@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{AtFlags, Mode, statat, unlinkat};
+use rustix::fs::{AtFlags, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use super::mounter::Mounter;
-use crate::drivers::home::{Home, detach, unmount_below, write_atomically};
+use crate::drivers::home::{
+    Home, detach, make_dir_if_missing, remove_mount_point, unmount_below, write_atomically,
+};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 
@@ -182,10 +184,7 @@ impl Mounts {
         label: &str,
         merged: &Path,
     ) -> Result<()> {
-        match rustix::fs::mkdir(merged, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => return Err(Error::io("make", merged, e)),
-        }
+        make_dir_if_missing(merged, 0o700)?;
         let failed = |e| Error::io("mount", merged, e);
         match view {
             View::Plain(path) | View::ReadOnly(path) => {
@@ -209,12 +208,7 @@ impl Mounts {
         if self.mounter.keeps_mount_points() {
             return Ok(());
         }
-        match rustix::fs::rmdir(merged) {
-            // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only
-            // it stays, empty, until the next put.
-            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY | Errno::ROFS) => Ok(()),
-            Err(e) => Err(Error::io("remove", merged, e)),
-        }
+        remove_mount_point(merged)
     }
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {

@@ -2,23 +2,17 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use crate::drivers::home::{Home, detach, temporary_name, unmount_below};
+use super::program::patiently;
+use crate::drivers::home::{
+    Home, detach, make_dir_if_missing, open_dir, remove_mount_point, temporary_name, unmount_below,
+};
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 use crate::sys::mount::MountFlags;
-
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-
-/// How long a mount is tried again that the kernel refuses as busy: a dataset that was just unmounted, or is being mounted by another.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The layers in use. Callers hold the lock on the layer's id.
 #[derive(Debug)]
@@ -97,7 +91,7 @@ impl Mounts {
         if !sys::mount::is_mount_point(&at).unwrap_or(false) {
             return Ok(());
         }
-        rustix::fs::open(&at, DIRECTORY, Mode::empty())
+        open_dir(CWD, &at)
             .and_then(rustix::fs::syncfs)
             .map_err(|e| Error::io("flush", at, e))
     }
@@ -114,7 +108,7 @@ impl Mounts {
             .join(super::GRAPH)
             .join(temporary_name(crate::drivers::home::MAKING));
         let done = mount(dataset, &at, "").and_then(|()| {
-            rustix::fs::open(&at, DIRECTORY, Mode::empty())
+            open_dir(CWD, &at)
                 .and_then(|root| work(root.as_fd()))
                 .map_err(|e| Error::io("set up", &at, e))
         });
@@ -124,29 +118,19 @@ impl Mounts {
 }
 
 fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
-    match rustix::fs::mkdir(at, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(e) => return Err(Error::io("make", at, e)),
-    }
+    make_dir_if_missing(at, 0o755)?;
     let data = if label.is_empty() {
         String::new()
     } else {
         format!("context=\"{label}\"")
     };
-    let until = Instant::now() + PATIENCE;
-    let mut pause = Duration::from_millis(1);
-    loop {
-        let source = Path::new(dataset);
-        let none = MountFlags::empty();
-        match sys::mount::mount(source, at, "zfs", none, data.as_bytes()) {
-            Ok(()) => return Ok(()),
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) && Instant::now() < until => {
-                std::thread::sleep(pause);
-                pause *= 2;
-            }
-            Err(e) => return Err(Error::io("mount", at, e)),
-        }
-    }
+    // Busy is a dataset that was just unmounted, or is being mounted by another.
+    let busy = |e: &std::io::Error| Errno::from_io_error(e) == Some(Errno::BUSY);
+    let none = MountFlags::empty();
+    patiently(busy, || {
+        sys::mount::mount(Path::new(dataset), at, "zfs", none, data.as_bytes())
+    })
+    .map_err(|e| Error::io("mount", at, e))
 }
 
 /// Unmounts and removes the mount point.
@@ -158,10 +142,5 @@ fn take_away(at: &Path) -> Result<()> {
         Err(Ok(e)) => return Err(Error::io("unmount", at, e)),
         Err(Err(e)) => return Err(Error::io("unmount", at, e)),
     }
-    match rustix::fs::rmdir(at) {
-        // Somebody wrote into the directory while nothing was mounted on it; that is theirs. On a disk that has become read-only it
-        // stays, empty, until the next put.
-        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::BUSY | Errno::ROFS) => Ok(()),
-        Err(e) => Err(Error::io("remove", at, e)),
-    }
+    remove_mount_point(at)
 }

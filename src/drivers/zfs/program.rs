@@ -135,11 +135,25 @@ pub(super) fn zfs(arguments: &[&str], lock: Option<&File>) -> Result<String, Ref
 /// # Errors
 /// What it refuses.
 pub(super) fn zfs_patiently(arguments: &[&str], lock: Option<&File>) -> Result<String, Refused> {
+    patiently(
+        |e: &Refused| e.why == Refusal::Busy,
+        || zfs(arguments, lock),
+    )
+}
+
+/// Does something again and again, for a second, while its error is one that passes.
+///
+/// # Errors
+/// The last one.
+pub(super) fn patiently<T, E>(
+    passes: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let until = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(2);
     loop {
-        match zfs(arguments, lock) {
-            Err(refused) if refused.why == Refusal::Busy && Instant::now() < until => {
+        match attempt() {
+            Err(e) if passes(&e) && Instant::now() < until => {
                 sleep(pause);
                 pause *= 2;
             }
