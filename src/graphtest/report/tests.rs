@@ -273,3 +273,25 @@ fn the_verdict_counts_what_held() {
         "could not be judged: make a directory in /no: not found"
     );
 }
+
+#[test]
+fn a_console_stands_once_below_the_verdicts_that_it_explains() {
+    let mut report = folded(&events());
+    for cell in &mut report.cells[1..] {
+        cell.status = CellStatus::Error;
+        cell.reason = Some("the guest died:\n  panic\n  by \u{1b}[1m".to_string());
+    }
+    let summary = text::summary(text::Paint::Plain, &report);
+    let (_, verdicts) = summary.split_once("Verdict:\n").unwrap();
+    let lines: Vec<_> = verdicts.lines().skip(1).take(5).collect();
+    assert_eq!(
+        lines,
+        [
+            "  vfs on dir (ext4): could not be judged: the guest died:",
+            "    panic",
+            "    by \\u{1b}[1m",
+            "  overlay on tmpfs: could not be judged: the guest died:",
+            "  vfs on dir:/no: could not be judged: the guest died:",
+        ]
+    );
+}

@@ -1,6 +1,6 @@
 //! What a person reads: one line a result, a block for each failure, and a summary.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Cell, Report, Totals};
 use crate::graphtest::event::{CaseResult, CellStatus, Outcome};
@@ -162,7 +162,7 @@ pub fn summary(paint: Paint, report: &Report) -> String {
     let stale = report.stale.iter().map(|s| format!("  {}", printable(s)));
     section(&mut lines, paint, "Stale known results", stale.collect());
     lines.push(paint.bold("Verdict:"));
-    lines.extend(report.cells.iter().map(verdict_line));
+    lines.extend(verdicts(&report.cells));
     lines.extend(report.seed.map(|seed| format!("Seed: {seed}")));
     if !report.complete {
         lines.push(paint.bold("The run did not go to its end."));
@@ -191,12 +191,23 @@ fn by_reason(report: &Report, outcome: Outcome) -> Vec<String> {
         .collect()
 }
 
-fn verdict_line(cell: &Cell) -> String {
-    let on = match &cell.filesystem {
-        Some(filesystem) if *filesystem != cell.backing => format!(" ({filesystem})"),
-        _ => String::new(),
-    };
-    format!("  {}{on}: {}", cell.name(), printable(&cell.verdict()))
+/// A line for each cell. What a verdict says in more lines (a guest's console) stands below the first that says it.
+fn verdicts(cells: &[Cell]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut said = BTreeSet::new();
+    for cell in cells {
+        let on = match &cell.filesystem {
+            Some(filesystem) if *filesystem != cell.backing => format!(" ({filesystem})"),
+            _ => String::new(),
+        };
+        let verdict = cell.verdict();
+        let (first, more) = verdict.split_once('\n').unwrap_or((&verdict, ""));
+        lines.push(format!("  {}{on}: {}", cell.name(), printable(first)));
+        if said.insert(more.to_string()) {
+            lines.extend(more.lines().map(|l| format!("    {}", printable(l.trim()))));
+        }
+    }
+    lines
 }
 
 /// The line that begins a run.
