@@ -1,9 +1,10 @@
 //! Steps on what the scenario's own backing has left: fill, free, full-at-each.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate, syncfs};
+use rustix::fs::{FallocateFlags, fallocate, statvfs, syncfs};
 use rustix::io::Errno;
 
 use super::call::{Done, Fail};
@@ -19,6 +20,9 @@ const BALLAST: &str = "ballast";
 /// The first piece that is taken; each next one is half of it, down to the least.
 const FIRST_PIECE: u64 = 1 << 30;
 const LEAST_PIECE: u64 = 4096;
+
+/// How long a filesystem may take until what was removed can be had again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// No sensible steps need more: bytes, and files.
 const MOST_SPACE: u64 = 256 << 20;
@@ -79,6 +83,7 @@ fn fill_space(dir: &Path, leave: u64) -> std::io::Result<()> {
         piece /= 2;
     }
     if leave > 0 {
+        empty(&reserve)?;
         fs::remove_file(&reserve)?;
     }
     sync(dir)
@@ -96,7 +101,51 @@ fn fill_inodes(dir: &Path, leave: u64) -> std::io::Result<()> {
     for n in made.saturating_sub(leave)..made {
         fs::remove_file(dir.join(n.to_string()))?;
     }
-    sync(dir)
+    sync(dir)?;
+    wait_for_inodes(dir, leave)
+}
+
+/// Removes the files that `fill` made, and returns when what they took can be had again.
+fn give_back(dir: &Path) -> std::io::Result<()> {
+    let files = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    let mut count = 0;
+    for file in files {
+        empty(&file?.path())?;
+        count += 1;
+    }
+    remove_tree(dir)?;
+    let beside = dir.parent().unwrap_or(dir);
+    sync(beside)?;
+    wait_for_inodes(beside, count)
+}
+
+/// Takes the space from a file that is about to be removed: a program that serves a filesystem may keep the file until the kernel tells
+/// it, some time later, that nobody has it open.
+fn empty(path: &Path) -> std::io::Result<()> {
+    if fs::metadata(path)?.len() == 0 {
+        return Ok(());
+    }
+    match OpenOptions::new().write(true).open(path)?.set_len(0) {
+        // btrfs has room left to remove it, but not for this.
+        Err(e) if Errno::from_io_error(&e).is_some_and(is_full) => Ok(()),
+        done => done,
+    }
+}
+
+/// Waits until so many files can be made again, for the same reason.
+fn wait_for_inodes(dir: &Path, count: u64) -> std::io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let has = statvfs(dir)?;
+        // One that has no limit of inodes tells of none.
+        if has.f_files == 0 || has.f_ffree >= count || Instant::now() > until {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Filesystems with a journal or a log give back what was deleted only with the next commit.
@@ -131,8 +180,7 @@ impl World<'_> {
 
     fn give_room(&self, what: Room) -> Done {
         let own = self.own()?;
-        remove_tree(&ballast(own, what))
-            .and_then(|()| sync(own.dir()))
+        give_back(&ballast(own, what))
             .map_err(|e| Fail::new(format!("the backing cannot be emptied: {e}")))
     }
 
