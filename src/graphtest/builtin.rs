@@ -31,6 +31,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "thin-pools",
     "aufs",
     "zfs",
+    "kernels",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

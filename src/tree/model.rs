@@ -242,6 +242,7 @@ impl Model {
             Op::Read(o) => self.read(&o.path.0, who),
             Op::List(o) => self.list(&o.path.0, who),
             Op::Clone(o) => self.clone_file(&o.from.0, &o.path.0, who),
+            Op::Unnamed(o) => self.unnamed(&o.path.0, &o.text.0, who),
             Op::Shared(o) => self.named(&o.path.0, who).map(drop),
             Op::Space(o) => self.named(&o.path.0, who).map(drop),
             Op::Inode(o) => self.named(&o.path.0, who).map(drop),

@@ -354,6 +354,11 @@ verbs! {
         /// The file that is there.
         from: Path,
     ] {};
+    /// Make a file without a name (`O_TMPFILE`), write into it, then give it this one; the name must not exist.
+    Unnamed, UnnamedOp, "unnamed", [
+        /// The content.
+        text: Bytes,
+    ] {};
     /// Make a named pipe.
     Fifo, FifoOp, "fifo", [] {
         /// Permission bits.

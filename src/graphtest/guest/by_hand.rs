@@ -196,7 +196,7 @@ fn command(op: &Op) -> Option<String> {
         Op::List(_) => format!("ls -A {at}"),
         Op::Space(_) | Op::Inode(_) => format!("stat -c '%i %b %n' {at}"),
         Op::Shared(_) => format!("filefrag -v {at}"),
-        Op::Socket(_) | Op::Open(_) => return None,
+        Op::Socket(_) | Op::Open(_) | Op::Unnamed(_) => return None,
     })
 }
 

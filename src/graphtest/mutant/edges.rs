@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::base::{Base, Bug};
 use super::calls::stateless;
-use super::files::{Found, copy_attributes, keeping_dir_time, lstat, remove_any, walk};
+use super::files::{Found, copy_attributes, keeping_dir_time, lstat, remove_any, walk, xattrs};
 use super::recipe::Layer;
 use crate::graphdriver::Result;
 
@@ -60,6 +60,38 @@ impl Bug for NotUnescaped {
         }
         b.inner.put(id)
     }
+}
+
+/// What was set inside a layer acts: an opaque directory has nothing of the parent's, a whiteout is no file.
+pub(super) fn overlay_attributes_act(root: &Path, layer: &Layer<'_>) -> io::Result<()> {
+    let marked = |found: &Found, what: &str| {
+        let all = xattrs(&found.path).unwrap_or_default();
+        all.iter()
+            .any(|(name, _)| name.as_bytes() == what.as_bytes())
+    };
+    for found in walk(root)? {
+        if marked(&found, "trusted.overlay.whiteout") {
+            keeping_dir_time(&found.path, || remove_any(&found.path))?;
+        }
+        if !marked(&found, "trusted.overlay.opaque") {
+            continue;
+        }
+        layer.with_parent(|parent| {
+            for below in walk(&parent.join(&found.rel))? {
+                let here = found.path.join(&below.rel);
+                if lstat(&here).is_some() {
+                    remove_any(&here)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// An empty file is left.
+pub(super) fn put_leaves_file(root: &Path, _: &Layer<'_>) -> io::Result<()> {
+    fs::write(root.join(".used"), "")
 }
 
 /// Files of equal content become names of one file.

@@ -232,6 +232,8 @@ mutants! {
     "clone-becomes-link" "Files that hold the same become names of one file." R(Recipe::put(edges::clone_becomes_link));
     "copies-unshared" "What is copied from the parent is written out byte by byte." R(Recipe::put(edges::copies_unshared));
     "size-shared-once" "Of files that share blocks one counts." R(Recipe { size: Some(edges::shared_once), ..Recipe::NONE });
+    "overlay-attributes-act" "What attributes of overlays say that were set inside a layer is done." R(Recipe::put(edges::overlay_attributes_act));
+    "put-leaves-file" "Giving a layer back leaves an empty file in it." R(Recipe::put(edges::put_leaves_file));
     "mounts-sought-unresolved" "Mounts below a home that is a symbolic link are not found." Bug(edges::SoughtUnresolved::make);
     "mount-table-not-unescaped" "After a restart, mounts whose path the mount table escapes are not found." Bug(edges::NotUnescaped::make);
 

@@ -1,12 +1,14 @@
-//! Operations on the blocks of a file.
+//! Operations on the blocks of a file, and files made in other ways than by a name.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, ioctl_ficlone, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, ioctl_ficlone, linkat, unlinkat};
 
 use super::steps::{CREATE_MODE_FILE, mode, new_name, open, parent};
 use super::{Failure, Outcome};
+use crate::sys::copy::write_all_at;
 use crate::sys::fiemap;
+use crate::sys::fs::fd_path;
 use crate::tree::op;
 
 /// Makes a file that shares its blocks with another; where that cannot be done, there is no file.
@@ -20,6 +22,18 @@ pub(super) fn clone(root: BorrowedFd<'_>, o: &op::CloneOp) -> Outcome {
         return Err(e.into());
     }
     Ok(())
+}
+
+/// Makes a file that has no name until its content is there.
+pub(super) fn unnamed(root: BorrowedFd<'_>, o: &op::UnnamedOp) -> Outcome {
+    let (dir, name) = new_name(root, &o.path.0)?;
+    // The one that `parent` opens has a path only.
+    let at = o.path.0.parent().unwrap_or_default();
+    let flags = OFlags::WRONLY | OFlags::TMPFILE;
+    let file = open(root, &at, flags, mode(CREATE_MODE_FILE))?;
+    write_all_at(file.as_fd(), &o.text.0, 0)?;
+    let it = fd_path(file.as_fd());
+    Ok(linkat(CWD, it, dir, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// Compares how many bytes of a file lie in blocks that other files have too.

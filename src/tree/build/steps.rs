@@ -99,6 +99,7 @@ pub fn run(root: BorrowedFd<'_>, op: &Op, inodes: &mut Inodes) -> Outcome {
         Op::Space(o) => blocks::space(root, o),
         Op::Shared(o) => blocks::shared(root, o),
         Op::Clone(o) => blocks::clone(root, o),
+        Op::Unnamed(o) => blocks::unnamed(root, o),
         Op::Inode(o) => inode(root, o, inodes),
     }
 }

@@ -163,6 +163,16 @@ impl Model {
         Ok(())
     }
 
+    /// A file that has no name until its content is there.
+    pub(super) fn unnamed(&mut self, new: &TreePath, text: &[u8], who: Actor) -> Result<(), Stop> {
+        who.doubt("not every filesystem makes files without names")?;
+        let dir = self.vacant(new, who)?;
+        let mut data = Data::default();
+        data.write(0, text);
+        self.make(dir, new, Node::File(Arc::new(data)), CREATE_MODE_FILE, who);
+        Ok(())
+    }
+
     pub(super) fn hardlink(
         &mut self,
         existing: &TreePath,
