@@ -307,6 +307,44 @@ fn scenarios_run_in_a_guest() {
 
 #[test]
 #[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_kernel_that_cannot_be_had_costs_only_its_cells() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = "vm run 6.1 -- /bin/busybox true";
+    must(0, with_users_cache(tmp.path()).args(run.split(' ')));
+    // All that the cache has of 6.1, and a mirror that has nothing.
+    let of_user = std::env::var_os("GRAPHTEST_CACHE").map(std::path::PathBuf::from);
+    let of_user = of_user.unwrap_or_else(|| {
+        let home = std::env::home_dir().unwrap();
+        home.join(".cache/graphtest")
+    });
+    let cache = tmp.path().join("cache");
+    fs::create_dir_all(cache.join("lookups")).unwrap();
+    for dir in ["kernels", "roots", "userlands"] {
+        std::os::unix::fs::symlink(of_user.join(dir), cache.join(dir)).unwrap();
+    }
+    for entry in fs::read_dir(of_user.join("lookups")).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name();
+        if name == "6.1" || name.as_encoded_bytes().starts_with(b"guest-") {
+            fs::copy(entry.path(), cache.join("lookups").join(name)).unwrap();
+        }
+    }
+    let words = "run --kernel 7.3,6.1 --mirror file:/no/such/mirror --target vfs --on tmpfs --report json=r.json delete-lower-file";
+    let (out, _) = must(3, graphtest(tmp.path()).args(words.split(' ')));
+    let report = fs::read(tmp.path().join("r.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let cells = report["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 2, "{report:#}");
+    assert_eq!(cells[0]["results"][0]["outcome"], "pass");
+    assert_eq!(cells[1]["kernel"], "7.3");
+    assert_eq!(cells[1]["status"], "error");
+    let why = cells[1]["reason"].as_str().unwrap();
+    assert!(why.contains("/no/such/mirror/dists/"), "{why}");
+    assert!(out.contains("By kernel:"), "{out}");
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
 fn a_command_runs_in_a_guest_and_its_status_counts() {
     let tmp = tempfile::tempdir().unwrap();
     let vm = |words: &[&str]| {

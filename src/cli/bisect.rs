@@ -143,7 +143,7 @@ impl Search<'_> {
         register: &crate::lab::Register,
         stop: &dyn Fn() -> bool,
     ) -> (Option<Kernel>, Tried) {
-        let kernel = match guests.kernel(name, vm::of_zfs(self.cell)) {
+        let kernel = match guests.kernel(name, vm::of_zfs(self.cell, false)) {
             Ok(kernel) => kernel,
             Err(why) => {
                 let verdict = Verdict::Untestable(format!("{why:#}"));

@@ -114,7 +114,10 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         false => Some(vm::prepare(
             &args.guests,
             &kernels,
-            cells.iter().any(vm::of_zfs),
+            // A matrix names its optional cells, too.
+            cells
+                .iter()
+                .any(|cell| vm::of_zfs(cell, args.cells.matrix.is_some())),
         )?),
     };
     let register = Arc::new(setup::register()?);
@@ -176,7 +179,8 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         Some((lab, kernels)) => {
             let plan = guest::Plan {
                 lab,
-                kernels,
+                kernels: &kernels.found,
+                missing: &kernels.missing,
                 cells: &cells,
                 texts: &texts,
                 options: &options,

@@ -156,16 +156,26 @@ fn fetch(from: &FromArgs, zfs: bool, names: &[String]) -> anyhow::Result<Status>
     let mut said = Notes::default();
     let program = Program::own()?;
     Userland::fetch(&cache, &mirrors, &program, &mut |t| said.once(t))?;
+    let mut status = Status::Good;
     for name in &names {
-        let kernel = Kernel::fetch(&cache, &mirrors, name, &mut |t| said.once(t));
-        let kernel = kernel.map_err(told)?;
+        let mut say = |text| said.once(text);
+        let kernel = match Kernel::fetch(&cache, &mirrors, name, &mut say) {
+            Ok(kernel) => kernel,
+            // The others may be there.
+            Err(e) if names.len() > 1 => {
+                eprintln!("error: {e}");
+                status = Status::Harness;
+                continue;
+            }
+            Err(e) => return Err(told(e)),
+        };
         print(&format!("{name}: {}\n", kernel.release))?;
         if zfs {
-            kernel.with_zfs(&cache, &mirrors, &program, &mut |t| said.once(t))?;
+            kernel.with_zfs(&cache, &mirrors, &program, &mut say)?;
             print(&format!("{name}: with zfs\n"))?;
         }
     }
-    Ok(Status::Good)
+    Ok(status)
 }
 
 /// Says each thing once.
@@ -289,28 +299,38 @@ fn own(how: &HowArgs, name: &str) -> anyhow::Result<Kernel> {
     }
 }
 
-/// Whether a guest needs the kernel's zfs for a cell, asked for by name.
-pub(super) fn of_zfs(cell: &Cell) -> bool {
+/// Whether a guest needs the kernel's zfs for a cell, which is asked for by name; with `any`, also for one that is not.
+pub(super) fn of_zfs(cell: &Cell, any: bool) -> bool {
     let is = |name: &str| name.split('+').next() == Some("zfs");
-    let target = cell.named.target && is(cell.target.name());
-    target || cell.named.backing && is(&cell.backing.to_string())
+    let target = (any || cell.named.target) && is(cell.target.name());
+    target || (any || cell.named.backing) && is(&cell.backing.to_string())
 }
 
-/// Everything for guests with these kernels; `zfs` as for [`Guests::kernel`].
+/// The kernels of a run.
+pub(super) struct Kernels {
+    /// Those that are there.
+    pub(super) found: Vec<Kernel>,
+    /// The names of the others, each with the reason.
+    pub(super) missing: Vec<(String, String)>,
+}
+
+/// Everything for guests with these kernels; `zfs` as for [`Guests::kernel`]. Where one of several cannot be had, the others can be run.
 pub(super) fn prepare(
     how: &HowArgs,
     names: &[String],
     zfs: bool,
-) -> anyhow::Result<(Lab, Vec<Kernel>)> {
+) -> anyhow::Result<(Lab, Kernels)> {
     let mut guests = Guests::open(how, names)?;
-    let mut found = Vec::new();
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
     for name in names {
-        let kernel = guests.kernel(name, zfs)?;
-        if !found.contains(&kernel) {
-            found.push(kernel);
+        match guests.kernel(name, zfs) {
+            Ok(kernel) if found.contains(&kernel) => {}
+            Ok(kernel) => found.push(kernel),
+            Err(e) if missing.len() + 1 == names.len() => return Err(e),
+            Err(e) => missing.push((name.clone(), format!("{e:#}"))),
         }
     }
-    Ok((guests.lab, found))
+    Ok((guests.lab, Kernels { found, missing }))
 }
 
 /// The kernels for `graphtest list`.
@@ -375,7 +395,7 @@ fn shell(args: &ShellArgs) -> anyhow::Result<Status> {
     };
     let options = guest::options(args.suite.clone(), library, 1, Keep::All);
     let order = order(&cell, &options, &args.kernel, &texts)?;
-    let zfs = of_zfs(&cell);
+    let zfs = of_zfs(&cell, false);
     run(
         &args.how,
         &args.kernel,
@@ -397,7 +417,7 @@ fn run(how: &HowArgs, kernel: &str, zfs: bool, job: &Job) -> anyhow::Result<Stat
     let (lab, kernels) = prepare(how, &[kernel.to_string()], zfs)?;
     let register = setup::register()?;
     let stop = setup::interrupts()?;
-    let status = one(&lab, &kernels[0], job, &register, &stop);
+    let status = one(&lab, &kernels.found[0], job, &register, &stop);
     register.close()?;
     status
 }

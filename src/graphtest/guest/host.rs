@@ -7,9 +7,9 @@ use super::state::{State, Taken, take};
 use super::{CellOrder, Order, Texts};
 use crate::graphtest::CaseReport;
 use crate::graphtest::condition::Ground;
-use crate::graphtest::event::{CellStart, CellStatus, Event};
+use crate::graphtest::event::{CellEnd, CellStart, CellStatus, Event};
 use crate::graphtest::known::Tally;
-use crate::graphtest::run::{Cell, Options, Rules, start};
+use crate::graphtest::run::{Cell, Named, Options, Rules, start};
 use crate::lab::Register;
 use crate::lab::vm::{Broken, End, JOB_DIR, Job, Kernel, Lab, PROGRAM, Said};
 
@@ -20,6 +20,8 @@ pub struct Plan<'a> {
     pub lab: &'a Lab,
     /// The kernels, one guest after the other.
     pub kernels: &'a [Kernel],
+    /// Kernels that cannot be had, by name, each with the reason: their cells are told to have ended so.
+    pub missing: &'a [(String, String)],
     /// The cells, each run under every kernel.
     pub cells: &'a [Cell],
     /// Files that guests do not have.
@@ -40,11 +42,13 @@ pub fn run(
     note: &dyn Fn(&str),
     tell: &mut dyn FnMut(&Event),
 ) -> bool {
-    let starts = plan.kernels.iter().flat_map(|kernel| {
+    let names = plan.kernels.iter().map(|kernel| &kernel.release);
+    let names = names.chain(plan.missing.iter().map(|(name, _)| name));
+    let starts = names.flat_map(|kernel| {
         plan.cells.iter().map(|cell| CellStart {
             target: cell.target.name().to_string(),
             backing: cell.backing.to_string(),
-            kernel: kernel.release.clone(),
+            kernel: kernel.clone(),
         })
     });
     tell(&Event::RunStarted(start(plan.options, starts.collect())));
@@ -70,6 +74,8 @@ pub fn run(
         };
         session.run(register, stop, note);
     }
+    let first = plan.kernels.len() * plan.cells.len();
+    without_kernel(plan.cells, first, plan.missing, tell);
     let interrupted = stop();
     let stale = Tally::new(&plan.options.rules.known).stale(&plan.options.library, false);
     tell(&Event::RunFinished {
@@ -78,6 +84,34 @@ pub fn run(
         stale,
     });
     interrupted
+}
+
+/// Tells the end of the cells whose kernels cannot be had; `first` is the number of the first of them.
+fn without_kernel(
+    cells: &[Cell],
+    first: usize,
+    missing: &[(String, String)],
+    tell: &mut dyn FnMut(&Event),
+) {
+    let each = missing
+        .iter()
+        .flat_map(|(_, why)| cells.iter().map(move |cell| (cell, why)));
+    for (i, (cell, why)) in each.enumerate() {
+        let optional = cell.named == Named::NOTHING;
+        let status = match optional {
+            true => CellStatus::Skipped,
+            false => CellStatus::Error,
+        };
+        let end = CellEnd {
+            status,
+            reason: Some(why.clone()),
+            ..CellEnd::default()
+        };
+        tell(&Event::CellFinished {
+            cell: first + i,
+            end,
+        });
+    }
 }
 
 /// The guests of one kernel.

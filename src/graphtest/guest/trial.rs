@@ -45,6 +45,7 @@ impl Trial<'_> {
             let plan = Plan {
                 lab,
                 kernels: std::slice::from_ref(kernel),
+                missing: &[],
                 cells: std::slice::from_ref(self.cell),
                 texts: self.texts,
                 options: &options,

@@ -148,6 +148,24 @@ impl Cell {
             .count()
     }
 
+    /// The verdict in a word or two, for a table: `conforms`, `2 must`, `damaged`, `skipped`, `error`.
+    pub fn verdict_in_short(&self) -> String {
+        let bad = |level: &str| match self.count(level, Outcome::is_bad) {
+            0 => None,
+            n => Some(format!("{n} {level}")),
+        };
+        let damaged = (!self.damage.is_empty()).then(|| "damaged".to_string());
+        let bad = ["must", "should"].into_iter().filter_map(bad);
+        let bad: Vec<String> = bad.chain(damaged).collect();
+        match self.status {
+            CellStatus::Skipped => "skipped".to_string(),
+            CellStatus::Error => "error".to_string(),
+            CellStatus::Ran if !bad.is_empty() => bad.join(", "),
+            CellStatus::Ran if self.totals().executed() == 0 => "not judged".to_string(),
+            CellStatus::Ran => "conforms".to_string(),
+        }
+    }
+
     /// The verdict, one sentence without the cell's name: `conforms (112 must, 31 should, 4 may; not claimed: id-maps)`.
     pub fn verdict(&self) -> String {
         match self.status {

@@ -4,6 +4,7 @@ use super::*;
 use crate::graphtest::event::{
     CaseResult, CellEnd, CellStart, CellStatus, Host, Outcome, RunStart,
 };
+use crate::graphtest::report::text::Paint;
 
 fn result(id: &str, level: &str, outcome: Outcome, reason: Option<&str>) -> CaseResult {
     CaseResult {
@@ -294,4 +295,34 @@ fn a_console_stands_once_below_the_verdicts_that_it_explains() {
             "  vfs on dir:/no: could not be judged: the guest died:",
         ]
     );
+}
+
+#[test]
+fn several_kernels_end_with_a_table() {
+    let of = |kernel: &str| {
+        let mut events = events();
+        if let Event::RunStarted(start) = &mut events[0] {
+            start
+                .cells
+                .iter_mut()
+                .for_each(|c| c.kernel = kernel.into());
+        }
+        folded(&events)
+    };
+    let one = of("6.1.0-56-cloud-amd64");
+    assert!(!text::summary(Paint::Plain, &one).contains("By kernel"));
+    let mut both = of("5.10.0-46-cloud-amd64");
+    both.cells.truncate(2);
+    both.cells.extend(one.cells);
+    let said = text::summary(Paint::Plain, &both);
+    let (_, table) = said.split_once("By kernel:\n").unwrap();
+    let lines: Vec<&str> = table.lines().take(5).collect();
+    let expected = [
+        "                    5.10.0-46         6.1.0-56",
+        "  overlay2 on dir   1 must, 1 should  1 must, 1 should",
+        "  vfs on dir        conforms          conforms",
+        "  overlay on tmpfs  -                 skipped",
+        "  vfs on dir:/no    -                 error",
+    ];
+    assert_eq!(lines, expected, "{said}");
 }

@@ -163,11 +163,70 @@ pub fn summary(paint: Paint, report: &Report) -> String {
     section(&mut lines, paint, "Stale known results", stale.collect());
     lines.push(paint.bold("Verdict:"));
     lines.extend(verdicts(&report.cells));
+    section(&mut lines, paint, "By kernel", by_kernel(report));
     lines.extend(report.seed.map(|seed| format!("Seed: {seed}")));
     if !report.complete {
         lines.push(paint.bold("The run did not go to its end."));
     }
     lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// A table of all cells, a row for each target on each backing and a column for each kernel; empty unless there are several kernels.
+fn by_kernel(report: &Report) -> Vec<String> {
+    let mut kernels: Vec<&str> = Vec::new();
+    let mut rows: Vec<(&str, &str)> = Vec::new();
+    for cell in &report.cells {
+        let row = (cell.target.as_str(), cell.backing.as_str());
+        if !rows.contains(&row) {
+            rows.push(row);
+        }
+        if !kernels.contains(&cell.kernel.as_str()) {
+            kernels.push(&cell.kernel);
+        }
+    }
+    if kernels.len() < 2 {
+        return Vec::new();
+    }
+    let mut table = vec![vec![String::new()]];
+    table[0].extend(kernels.iter().map(|k| short_release(k).to_string()));
+    for (target, backing) in rows {
+        let mut line = vec![format!("{target} on {backing}")];
+        line.extend(kernels.iter().map(|kernel| {
+            let mut cells = report.cells.iter();
+            let here = cells.find(|c| {
+                (c.target.as_str(), c.backing.as_str(), c.kernel.as_str())
+                    == (target, backing, kernel)
+            });
+            here.map_or("-".to_string(), Cell::verdict_in_short)
+        }));
+        table.push(line);
+    }
+    aligned(&table)
+}
+
+/// A release without what distributions add: `6.1.0-56-cloud-amd64` is `6.1.0-56`.
+fn short_release(release: &str) -> &str {
+    let numbers = |c: char| c.is_ascii_digit() || c == '.' || c == '-';
+    let end = release.find(|c| !numbers(c)).unwrap_or(release.len());
+    match release[..end].trim_end_matches('-') {
+        "" => release,
+        short => short,
+    }
+}
+
+/// Columns of one width each, two spaces apart.
+fn aligned(table: &[Vec<String>]) -> Vec<String> {
+    let columns = table.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = table.iter().filter_map(|line| line.get(column));
+        cells.map(|c| c.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |cells: &Vec<String>| {
+        let padded = cells.iter().zip(&widths).map(|(c, w)| format!("  {c:<w$}"));
+        padded.collect::<String>().trim_end().to_string()
+    };
+    table.iter().map(line).collect()
 }
 
 /// Lines below a title; without lines there is no title.

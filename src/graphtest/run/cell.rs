@@ -27,7 +27,7 @@ pub struct Cell {
 }
 
 /// What of a cell was asked for by name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
     /// The target.
     pub target: bool,

@@ -7,6 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use super::error::{Result, at};
 
+/// The directories of the root that are links to those of the same name below `usr`.
+pub(super) const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
 /// Unpacks the files of a package below `root`, as far as `wanted` says of their paths, which have no leading slash. `bin`,
 /// `sbin`, `lib` and `lib64` are those below `usr`, as in every release since 2023. Owners and times are left.
 pub(super) fn unpack(deb: &Path, root: &Path, wanted: &dyn Fn(&Path) -> bool) -> Result<()> {
@@ -31,6 +34,10 @@ fn unpack_entry(
     }
     let to = root.join(&name);
     let kind = entry.header().entry_type();
+    // Releases since 2025 have the links themselves in a package; whoever makes a root makes them.
+    if kind.is_symlink() && MERGED.iter().any(|d| name == Path::new("usr").join(d)) {
+        return Ok(());
+    }
     if kind.is_dir() {
         return fs::create_dir_all(&to);
     }
@@ -79,9 +86,7 @@ fn inside(name: &Path) -> io::Result<PathBuf> {
             }
         }
     }
-    let merged = ["bin", "sbin", "lib", "lib64"]
-        .iter()
-        .any(|d| path.starts_with(d));
+    let merged = MERGED.iter().any(|d| path.starts_with(d));
     Ok(if merged {
         Path::new("usr").join(path)
     } else {
@@ -185,6 +190,7 @@ mod tests {
             ("./sbin/tool", "program"),
             ("./usr/share/doc/x", "text"),
             ("./usr/lib/a.so", "->a.so.1"),
+            ("./sbin", "->usr/sbin"),
         ]);
         result.unwrap();
         let root = tmp.path().join("root/usr");

@@ -187,7 +187,7 @@ pub(super) fn unpack(packages: &[Package], drop: &[String], root: &Path) -> Resu
         deb::unpack(&package_file, root, &wanted)?;
     }
     fs::remove_file(&package_file).map_err(at(&package_file, "remove"))?;
-    for name in ["bin", "sbin", "lib", "lib64"] {
+    for name in deb::MERGED {
         let (link, target) = (root.join(name), Path::new("usr").join(name));
         fs::create_dir_all(root.join(&target)).map_err(at(&link, "make"))?;
         symlink(&target, &link).map_err(at(&link, "make"))?;
