@@ -9,7 +9,7 @@ use clap::Args as ClapArgs;
 
 use super::vm::{self, Guests, HowArgs};
 use super::{guest, print, select, setup, usage};
-use crate::graphtest::guest::{Finding, Texts, Trial, Tried, Verdict, bisect, script};
+use crate::graphtest::guest::{Finding, Pair, Texts, Trial, Tried, Verdict, bisect, script};
 use crate::graphtest::run::{Cell, Named, Options, Status, shell_words};
 use crate::graphtest::{Case, Keep, Library, load};
 use crate::lab::Backing;
@@ -65,15 +65,16 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
     let mut guests = Guests::open(&args.how, &names)?;
     fs::create_dir(&output).with_context(|| output.display().to_string())?;
     let output = fs::canonicalize(&output)?;
-    let texts = load::texts_of(&args.suite).map_err(|e| usage(e.to_string()))?;
+    let source = load::texts_of(&args.suite).map_err(|e| usage(e.to_string()))?;
     let search = Search {
         args,
         cell: &cell,
         options: guest::options(args.suite.clone(), library, args.times as usize, Keep::None),
         texts: &Texts {
-            suites: (!args.suite.is_empty()).then(|| texts.clone()),
+            suites: (!args.suite.is_empty()).then(|| source.clone()),
             known: Some(Vec::new()),
         },
+        source: &source,
         output: &output,
     };
     let register = setup::register()?;
@@ -99,31 +100,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
             return Ok(Status::Failed);
         }
     };
-    let kernel = |i: usize| tried[i].as_ref().and_then(|(kernel, _)| kernel.as_ref());
-    let files = beside(
-        &case,
-        args,
-        &texts,
-        [kernel(pair.good), kernel(pair.bad)],
-        &output,
-    )?;
-    let again = search.again(&names[pair.bad]);
-    let lines = names.iter().enumerate().map(|(i, name)| {
-        let release = kernel(i).map(|k| k.release.clone());
-        let one = tried[i].as_ref().map(|(_, one)| one.clone());
-        (name.clone(), release, one)
-    });
-    let lines: Vec<_> = lines.collect();
-    let finding = Finding {
-        cell: &cell,
-        tried: &lines,
-        pair,
-        files: &files,
-        again: &again,
-    };
-    let report = output.join("report.txt");
-    fs::write(&report, finding.to_string()).with_context(|| report.display().to_string())?;
-    print(&format!("{finding}\nWritten to {}\n", output.display()))
+    search.report(&names, &tried, pair)
 }
 
 /// What is searched with.
@@ -132,6 +109,8 @@ struct Search<'a> {
     cell: &'a Cell,
     options: Options,
     texts: &'a Texts,
+    /// Every suite as it is written.
+    source: &'a [(String, String)],
     output: &'a Path,
 }
 
@@ -166,6 +145,43 @@ impl Search<'_> {
         let note = |text: &str| eprintln!("note: {text}");
         let tried = trial.judge(&lab, &kernel, register, stop, &note);
         (Some(kernel), tried)
+    }
+
+    /// Writes what was found into the directory, and shows it.
+    fn report(
+        &self,
+        names: &[String],
+        tried: &[Option<(Option<Kernel>, Tried)>],
+        pair: Pair,
+    ) -> anyhow::Result<Status> {
+        let kernel = |i: usize| tried[i].as_ref().and_then(|(kernel, _)| kernel.as_ref());
+        let ends = [kernel(pair.good), kernel(pair.bad)];
+        let files = beside(
+            &self.cell.cases[0],
+            self.args,
+            self.source,
+            ends,
+            self.output,
+        )?;
+        let lines = names.iter().zip(tried).enumerate().map(|(i, (name, one))| {
+            let release = kernel(i).map(|k| k.release.clone());
+            let one = one.as_ref().map(|(_, one)| one.clone());
+            (name.clone(), release, one)
+        });
+        let lines: Vec<_> = lines.collect();
+        let finding = Finding {
+            cell: self.cell,
+            tried: &lines,
+            pair,
+            files: &files,
+            again: &self.again(&names[pair.bad]),
+        };
+        let report = self.output.join("report.txt");
+        fs::write(&report, finding.to_string()).with_context(|| report.display().to_string())?;
+        print(&format!(
+            "{finding}\nWritten to {}\n",
+            self.output.display()
+        ))
     }
 
     /// The command that runs the scenario under a kernel.
