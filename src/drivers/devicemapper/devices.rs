@@ -272,14 +272,26 @@ impl Set {
     /// Has all that is on its way to a device reach it, and keeps more from coming, while something is done.
     fn while_suspended<T>(&self, name: &str, work: impl FnOnce() -> T) -> Result<T> {
         let failed = |op| move |e| Error::io(op, format!("/dev/mapper/{name}"), e);
-        let active = self.control.info(name).map_err(failed("look at"))?;
-        if active.is_none() {
+        // One that is to go with its last user would do so between two calls.
+        let Some(active) = self.stays(name).map_err(failed("keep"))? else {
             return Ok(work());
-        }
+        };
         self.control.suspend(name).map_err(failed("suspend"))?;
         let done = work();
         self.control.resume(name).map_err(failed("resume"))?;
+        if active.goes {
+            self.control.remove(name, true).map_err(failed("remove"))?;
+        }
         Ok(done)
+    }
+
+    /// Has all that was written into a layer reach its device, in its last place.
+    ///
+    /// # Errors
+    /// Not all of it could be written.
+    pub fn write_out(&self, key: &Key) -> Result<()> {
+        let name = self.name(key, &self.device(key)?);
+        self.while_suspended(&name, || ())
     }
 
     fn next_number(&mut self) -> Result<u32> {
@@ -361,10 +373,8 @@ impl Set {
         let (from, to) = (self.name(key, &device), self.name(&later, &device));
         self.devices.remove(key);
         self.devices.insert(later, Ok(device));
-        match self.control.rename(&from, &to) {
-            Ok(()) | Err(Errno::NXIO) => Ok(()),
-            Err(e) => Err(Error::io("rename", format!("/dev/mapper/{from}"), e)),
-        }
+        unless_gone(self.control.rename(&from, &to))
+            .map_err(|e| Error::io("rename", format!("/dev/mapper/{from}"), e))
     }
 
     /// Deletes a device that nobody uses. Once it is begun the device is of no use any more.
@@ -458,24 +468,27 @@ impl Set {
             .map_err(failed("activate"))
     }
 
-    /// The device if it is active, which it then stays.
+    /// The device as it was found if it is active, which it then stays, and is not suspended.
     fn stays(&self, name: &str) -> Result<Option<Info>, Errno> {
         for _ in 0..TRIES {
             let Some(info) = self.control.info(name)? else {
                 return Ok(None);
             };
+            if info.goes {
+                match self.control.keep(name) {
+                    Ok(()) => {}
+                    Err(Errno::NXIO) => return Ok(None),
+                    Err(Errno::BUSY) => {
+                        std::thread::sleep(PAUSE);
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
             if info.suspended {
                 self.control.resume(name)?;
             }
-            if !info.goes {
-                return Ok(Some(info));
-            }
-            match self.control.keep(name) {
-                Ok(()) => return Ok(Some(info)),
-                Err(Errno::NXIO) => return Ok(None),
-                Err(Errno::BUSY) => std::thread::sleep(PAUSE),
-                Err(e) => return Err(e),
-            }
+            return Ok(Some(info));
         }
         Err(Errno::BUSY)
     }
@@ -518,7 +531,7 @@ impl Set {
             if let Some(info) = self.control.info(&name).map_err(failed)?
                 && info.suspended
             {
-                self.control.resume(&name).map_err(failed)?;
+                unless_gone(self.control.resume(&name)).map_err(failed)?;
             }
         }
         Ok(())
@@ -530,6 +543,8 @@ impl Set {
             return Ok(());
         };
         if begun.open_transaction_id <= self.transaction_id {
+            // It is complete; a disk that is read-only keeps the record.
+            let _ = self.records.done();
             return Ok(());
         }
         let number = begun.device_id;
@@ -662,6 +677,14 @@ impl Set {
     }
 }
 
+/// What was done to a device, or nothing when the device has gone meanwhile.
+fn unless_gone<T>(done: Result<T, Errno>) -> Result<(), Errno> {
+    match done {
+        Ok(_) | Err(Errno::NXIO) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 fn in_use(key: &Key) -> Error {
     Error::InUse {
         id: key.to_string(),
@@ -682,10 +705,7 @@ fn remove_all(control: &Control, prefix: &str, pool: &str) -> Result<()> {
         if !ours || name == pool {
             continue;
         }
-        match control.remove(&name, false) {
-            Ok(_) | Err(Errno::NXIO) => {}
-            Err(e) => return Err(failed(&name)(e)),
-        }
+        unless_gone(control.remove(&name, false)).map_err(failed(&name))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@
 //! - No library, no program but mkfs and no udev is in between: devices are made by ioctl, nodes are the kernel's own.
 //! - A layer appears and disappears whole: a transaction that was begun is taken back at the next start, and so is a suspension.
 //! - A layer that is removed while somebody uses it gives its name free at once.
+//! - An archive is written back before it counts as applied, since a pool may find no room for what its layer's filesystem took.
 //! - A pool that is full says so (`ENOSPC`, before Linux 6.12 `EIO`) and does not let writers wait for a minute.
 //! - ext4 comes before xfs when `dm.fs` does not say.
 
@@ -19,13 +20,13 @@ mod records;
 mod status;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{CWD, Mode, OFlags, major, minor};
+use rustix::fs::{CWD, Mode, OFlags, major, minor, syncfs};
 use rustix::io::Errno;
 
 use self::devices::Set;
@@ -36,9 +37,10 @@ use super::home::{
     Home, detach, has_entry, make_dir, make_dir_if_missing, open_dir, set_owner_and_mode,
     size_option, unmount_below, write_atomically,
 };
+use crate::archive::{self, ApplyOptions};
 use crate::graphdriver::{
-    Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, MountTableChecker,
-    NaiveDiff, ProtoDriver, RefCounter, Result,
+    ApplyDiff, Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId,
+    MountTableChecker, NaiveDiffWithApply, ProtoDriver, RefCounter, Result,
 };
 use crate::sync::lock;
 use crate::sys::dm::{self, Control};
@@ -65,7 +67,8 @@ pub fn init(home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
     let options = Options::parse(&init.options)?;
     let control = control()?;
     let driver = Arc::new(DeviceMapper::open(home, init, control, options)?);
-    Ok(Arc::new(NaiveDiff::new(driver, init.id_maps.clone())))
+    let maps = init.id_maps.clone();
+    Ok(Arc::new(NaiveDiffWithApply::new(driver, maps)))
 }
 
 fn control() -> Result<Control> {
@@ -252,6 +255,15 @@ impl DeviceMapper {
     }
 }
 
+/// Applies an archive to a mounted layer, and has its files written.
+fn apply(root: &Path, diff: &mut dyn Read, options: &ApplyOptions) -> Result<u64> {
+    let failed = |op| move |e| Error::io(op, root, e);
+    let opened = open_dir(CWD, root).map_err(failed("open the layer"))?;
+    let applied = archive::apply(opened.as_fd(), diff, options)?;
+    syncfs(&opened).map_err(failed("write back"))?;
+    Ok(applied.size)
+}
+
 /// The directory of the records.
 fn records_dir(home: &Home) -> Result<OwnedFd> {
     let failed = |e| Error::io("open", home.path(), e);
@@ -269,6 +281,26 @@ fn unmount(at: &Path) -> Result<()> {
         Ok(()) => Ok(()),
         Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => unmount_below(at),
         Err(_) => detach(at),
+    }
+}
+
+impl ApplyDiff for DeviceMapper {
+    fn try_apply_diff(
+        &self,
+        id: &str,
+        _parent: Option<&str>,
+        diff: &mut dyn Read,
+        options: &ApplyOptions,
+    ) -> Result<Option<u64>> {
+        let root = self.get(id, "")?;
+        let key = layer(id)?;
+        // The layer's filesystem takes all without knowing what room there is below the pool, and unmounting, which writes it, too, tells
+        // nobody what was lost. Nor does syncfs(2) tell of a journal that was given up a moment before.
+        let applied =
+            apply(&root, diff, options).and_then(|size| self.set()?.write_out(&key).map(|()| size));
+        let put = self.put(id);
+        let size = applied?;
+        put.map(|()| Some(size))
     }
 }
 

@@ -74,6 +74,7 @@ impl World<'_> {
         }
         // What follows goes on from a home on which nothing was killed.
         self.restore(&crash)?;
+        forget(&crash)?;
         self.init(&Expect::default())?;
         self.run(&s.body)?;
         self.run(&s.then)
@@ -288,6 +289,12 @@ impl World<'_> {
         }
         Ok(())
     }
+}
+
+/// Removes the copy of the home, which takes room from what follows.
+pub(super) fn forget(crash: &Crash<'_>) -> Done {
+    state::remove_dir(&crash.rest)
+        .map_err(|e| Fail::new(format!("the copy of the home cannot be removed: {e}")))
 }
 
 /// The layers that steps touch, and how.

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs, syncfs};
 use rustix::io::Errno;
 
 use super::call::{Done, Fail};
-use super::kill::Crash;
+use super::kill::{Crash, forget};
 use super::own::Own;
 use super::world::World;
 use crate::graphtest::step::{FillStep, FreeStep, FullStep, Room};
@@ -198,7 +198,9 @@ impl World<'_> {
                 .full_at(&crash, what, room, failed)
                 .map_err(|f| f.context(&words))?
             {
-                return self.give_room(what).and_then(|()| self.run(&s.then));
+                self.give_room(what)?;
+                forget(&crash)?;
+                return self.run(&s.then);
             }
         }
         Err(Fail::new(
