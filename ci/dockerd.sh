@@ -69,10 +69,11 @@ obtain() { # suite
     [ -f "$keyring" ] || cannot "$keyring is missing (package debian-archive-keyring)"
     # shellcheck disable=SC2016
     site=${GRAPHTEST_MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)}
+    [ -n "$site" ] || cannot "apt is set up with no archive of Debian; GRAPHTEST_MIRROR names one"
     apt=$(mktemp -d "$cache/apt.XXXXXX")
     mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/root/usr/"{bin,sbin,lib,lib64}
     : >"$apt/status"
-    echo "deb [signed-by=$keyring] ${site:-http://deb.debian.org/debian} $1 main" >"$apt/sources.list"
+    echo "deb [signed-by=$keyring] $site $1 main" >"$apt/sources.list"
     cat >"$apt/conf" <<CONF
 Dir::Etc::SourceList "$apt/sources.list";
 Dir::Etc::SourceParts "/dev/null";
