@@ -39,6 +39,11 @@ impl Limits {
         })
     }
 
+    /// Whether a copy of what has a limit has a number of its own.
+    pub fn are_of_subvolumes(&self) -> bool {
+        matches!(self, Self::Groups(_))
+    }
+
     /// Every limit, in bytes, by number.
     pub fn all(&self) -> io::Result<BTreeMap<u64, u64>> {
         let projects = match self {

@@ -41,7 +41,7 @@ pub(super) struct Crash<'s> {
     after: Layers,
     /// The home after the steps without any kill.
     done: HomeState,
-    /// The limits before the steps and after them, where limits of projects are kept.
+    /// The limits before the steps and after them, where limits of projects or of subvolumes are kept.
     limits: Option<(OnRecord, OnRecord)>,
     /// The layers that the steps touch.
     touched: BTreeMap<String, Touch>,

@@ -16,9 +16,11 @@ use super::call::{Done, Fail};
 use super::lifecycle::open_dir;
 use super::space::is_full;
 use super::world::World;
+use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::graphtest::limits::Limits;
 use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, Step};
 use crate::lab::Fact;
+use crate::sys::btrfs;
 use crate::sys::quota::{project, set_project};
 
 /// What is written at once.
@@ -52,26 +54,59 @@ pub(super) struct OnRecord {
     limits: BTreeMap<u64, u64>,
     /// The directories of the home that are in projects, relative to it.
     projects: Vec<(PathBuf, u32)>,
+    /// The subvolumes of the home that have a limit, and the limits.
+    subvolumes: Vec<(PathBuf, u64)>,
 }
 
 impl World<'_> {
-    /// What is on record now, where the scenario has a filesystem with project quotas to itself.
+    /// What is on record now, where the scenario has a filesystem to itself that keeps limits of projects or of subvolumes.
     pub(super) fn on_record(&mut self) -> Done<Option<OnRecord>> {
-        if self.own.is_none() || !self.place.facts.has(Fact::ProjectQuota) {
+        let Some(own) = &self.own else {
+            return Ok(None);
+        };
+        let groups = get_fs_magic(own.dir()).is_ok_and(|magic| magic == FsMagic::BTRFS);
+        if !groups && !self.place.facts.has(Fact::ProjectQuota) {
             return Ok(None);
         }
         let wrong =
             |e: io::Error| Fail::new(format!("the filesystem's limits cannot be read: {e}"));
         let limits = self.limits_on_record()?.all().map_err(wrong)?;
-        let mut projects = Vec::new();
-        in_projects(&self.home, Path::new(""), &mut projects).map_err(wrong)?;
-        Ok(Some(OnRecord { limits, projects }))
+        let (mut projects, mut subvolumes) = (Vec::new(), Vec::new());
+        let mut note = |dir: BorrowedFd<'_>, path: &Path| -> io::Result<()> {
+            if !groups {
+                let found = project(dir)?;
+                if found.inherited {
+                    projects.push((path.to_path_buf(), found.id));
+                }
+            } else if btrfs::is_subvolume(dir)?
+                && let Some(limit) = limits.get(&btrfs::info(dir)?.id)
+            {
+                subvolumes.push((path.to_path_buf(), *limit));
+            }
+            Ok(())
+        };
+        if !groups || !limits.is_empty() {
+            each_dir(&self.home, Path::new(""), &mut note).map_err(wrong)?;
+        }
+        Ok(Some(OnRecord {
+            limits,
+            projects,
+            subvolumes,
+        }))
     }
 
-    /// Makes the record what it was, and puts the directories of the home, which are copies, into their projects.
+    /// Makes the record what it was, and puts the directories of the home, which are copies, into their projects; copies of subvolumes
+    /// get the limits of what they are copies of, which the kernel gives them only where it counts by who shares what.
     pub(super) fn put_on_record(&mut self, was: &OnRecord) -> Done {
         let limits = self.limits_on_record()?;
         let put = || -> io::Result<()> {
+            for (path, bytes) in &was.subvolumes {
+                let id = btrfs::info(open_dir(&self.home.join(path))?.as_fd())?.id;
+                limits.set(id, *bytes)?;
+            }
+            if limits.are_of_subvolumes() {
+                return Ok(());
+            }
             for number in limits.all()?.keys().filter(|n| !was.limits.contains_key(n)) {
                 limits.set(*number, 0)?;
             }
@@ -204,17 +239,18 @@ impl World<'_> {
     }
 }
 
-/// Adds the directories at or below `path` in `home` that are in a project.
-fn in_projects(home: &Path, path: &Path, into: &mut Vec<(PathBuf, u32)>) -> io::Result<()> {
+/// Looks at the directories at and below `path` in `home`.
+fn each_dir(
+    home: &Path,
+    path: &Path,
+    look: &mut impl FnMut(BorrowedFd<'_>, &Path) -> io::Result<()>,
+) -> io::Result<()> {
     let dir = home.join(path);
-    let found = project(open_dir(&dir)?.as_fd())?;
-    if found.inherited {
-        into.push((path.to_path_buf(), found.id));
-    }
+    look(open_dir(&dir)?.as_fd(), path)?;
     for entry in std::fs::read_dir(&dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            in_projects(home, &path.join(entry.file_name()), into)?;
+            each_dir(home, &path.join(entry.file_name()), look)?;
         }
     }
     Ok(())

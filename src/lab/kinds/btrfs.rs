@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::{Image, Kind, Program, Recipe};
+use crate::sys::btrfs::wait_for_rescan;
 use crate::sys::fsctl::{Quotas, enable_btrfs_quotas};
 
 /// As for ext4: without barriers, fsync(2) through the loop device takes a third of the time.
@@ -30,8 +32,12 @@ const fn image(options: &'static str, devices: u64, prepare: Prepare) -> Recipe 
     })
 }
 
+/// Until the first count has come to its end the kernel may count what a snapshot shares twice, and the checker calls that damage: seen
+/// with 6.18, of 300 snapshots made right after `btrfs quota enable` 22 were.
 fn quotas(on: &Path, quotas: Quotas) -> io::Result<()> {
-    enable_btrfs_quotas(&File::open(on)?, quotas)
+    let on = File::open(on)?;
+    enable_btrfs_quotas(&on, quotas)
+        .and_then(|()| Ok(wait_for_rescan(on.as_fd())?))
         .map_err(|e| io::Error::new(e.kind(), format!("turn quotas on: {e}")))
 }
 
