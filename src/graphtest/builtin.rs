@@ -39,7 +39,8 @@ pub(crate) const KNOWN: &[(&str, &str)] = files!(
     "known/devicemapper",
     "known/fuse",
     "known/fuse-overlayfs",
-    "known/kernels"
+    "known/kernels",
+    "known/zfs",
 );
 
 /// The requirements.

@@ -10,14 +10,14 @@ use std::path::Path;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev, mknodat, utimensat,
 };
-use rustix::fs::{
-    IFlags, chownat, ioctl_ficlone, ioctl_getflags, ioctl_setflags, lgetxattr, lsetxattr,
-};
+use rustix::fs::{chownat, ioctl_ficlone, lgetxattr, lsetxattr};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Gid, Uid};
 
+use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::named::named;
 use crate::sys::fs::for_each_name;
+use crate::sys::fsctl::ignore_case;
 use crate::sys::ns::enter_private_mount_ns;
 use crate::sys::ptrace::fork_killed_at_syscall;
 use crate::sys::quota::Projects;
@@ -135,7 +135,12 @@ fn try_out(fact: Fact, at: &Path, time_step_nanos: u32) -> Result<(), String> {
             makedev(1, 3),
         )
         .map_err(|e| format!("mknod of a character device: {e}")),
-        Fact::XattrUser => keeps_xattr(at, "user.graphtest", b"1"),
+        Fact::XattrUser => {
+            keeps_xattr(at, "user.graphtest", b"1").map_err(|why| match get_fs_magic(at) {
+                Ok(FsMagic::TMPFS) => format!("{why}; a tmpfs keeps them since Linux 6.6"),
+                _ => why,
+            })
+        }
         Fact::XattrTrusted => keeps_xattr(at, "trusted.graphtest", b"1"),
         // Revision 2 of vfs_cap_data, cap_net_raw permitted and effective.
         Fact::XattrSecurity => keeps_xattr(
@@ -271,14 +276,10 @@ fn reflink(at: &Path) -> Result<(), String> {
 }
 
 fn casefold(at: &Path) -> Result<(), String> {
-    // FS_CASEFOLD_FL of linux/fs.h.
-    let flag = IFlags::from_bits_retain(0x4000_0000);
     let dir = at.join("casefold");
     fs::create_dir(&dir).map_err(|e| e.to_string())?;
     let open = File::open(&dir).map_err(|e| e.to_string())?;
-    ioctl_getflags(&open)
-        .and_then(|flags| ioctl_setflags(&open, flags | flag))
-        .map_err(|e| format!("chattr +F: {e}"))?;
+    ignore_case(&open).map_err(|e| format!("chattr +F: {e}"))?;
     made(&dir, "Name")?;
     match fs::symlink_metadata(dir.join("nAME")) {
         Ok(_) => Ok(()),

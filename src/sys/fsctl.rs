@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::libc;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Opcode, Setter, Updater, ioctl, opcode};
 
@@ -48,6 +49,17 @@ pub fn begin_to_write_out(file: BorrowedFd<'_>) {
     unsafe {
         libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
     }
+}
+
+/// Has an empty directory ignore the case of the names that come into it (`FS_CASEFOLD_FL`).
+///
+/// # Errors
+/// `EOPNOTSUPP` or `EINVAL` where the filesystem cannot, `ENOTEMPTY`, `EPERM`.
+pub fn ignore_case(dir: &File) -> io::Result<()> {
+    // FS_CASEFOLD_FL of linux/fs.h.
+    let flag = IFlags::from_bits_retain(0x4000_0000);
+    let flags = ioctl_getflags(dir)?;
+    Ok(ioctl_setflags(dir, flags | flag)?)
 }
 
 /// Stops the filesystem that holds `dir`, as a loss of power would: nothing reaches its device from now on, and every call on it

@@ -210,11 +210,15 @@ impl<'a> Probe<'a> {
     }
 
     fn refused(&self, e: &io::Error) -> Error {
-        let what = format!(
+        let mut what = format!(
             "an overlay cannot be mounted on {} ({}): {e}",
             self.home.display(),
             self.backing
         );
+        if self.can_ignore_case() {
+            what +=
+                "; where directories can be made to ignore case, kernels before 6.18 mount none";
+        }
         let stacked = [
             FsMagic::OVERLAY,
             FsMagic::AUFS,
@@ -228,6 +232,13 @@ impl<'a> Probe<'a> {
             Some(Errno::INVAL) if stacked.contains(&self.backing) => Error::IncompatibleFs(what),
             _ => Error::NotSupported(what),
         }
+    }
+
+    /// Whether directories here can be made to ignore case (ext4 with `-O casefold`).
+    fn can_ignore_case(&self) -> bool {
+        let dir = self.at.join("case");
+        let made = fs::create_dir(&dir).and_then(|()| fs::File::open(&dir));
+        made.and_then(|dir| sys::fsctl::ignore_case(&dir)).is_ok()
     }
 
     fn overlay<'o>(&'o self, options: &'o [&'static str]) -> OverlayMount<'o> {

@@ -168,6 +168,10 @@ fn command(op: &Op) -> Option<String> {
         Op::Symlink(o) => format!("ln -s -- {} {at}", bytes(&o.to.0)),
         Op::Hardlink(o) => format!("ln -P {} {at}", path(&o.to.0)),
         Op::Clone(o) => format!("cp --reflink=always {} {at}", path(&o.from.0)),
+        Op::Unnamed(o) => {
+            let make = "xfs_io -T -c \"flink $name\" \"${name%/*}\"";
+            format!("name={at} && {make} && {} >{at}", printf(&o.text))
+        }
         Op::Fifo(_) => format!("mkfifo {at}"),
         Op::Char(o) => format!("mknod {at} c {} {}", o.dev.0.major, o.dev.0.minor),
         Op::Block(o) => format!("mknod {at} b {} {}", o.dev.0.major, o.dev.0.minor),
@@ -196,7 +200,7 @@ fn command(op: &Op) -> Option<String> {
         Op::List(_) => format!("ls -A {at}"),
         Op::Space(_) | Op::Inode(_) => format!("stat -c '%i %b %n' {at}"),
         Op::Shared(_) => format!("filefrag -v {at}"),
-        Op::Socket(_) | Op::Open(_) | Op::Unnamed(_) => return None,
+        Op::Socket(_) | Op::Open(_) => return None,
     })
 }
 
