@@ -1,6 +1,7 @@
 //! Steps on what the scenario's own backing has left: fill, free, full-at-each.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,11 @@ use super::call::{Done, Fail};
 use super::kill::{Crash, forget};
 use super::own::Own;
 use super::world::World;
+use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::graphtest::step::{FillStep, FreeStep, FullStep, Room};
+use crate::sys::copy::write_all_at;
 use crate::sys::remove::remove_tree;
+use crate::tree::content::pseudo_random;
 
 /// The files that take what is left, beside the driver's home.
 const BALLAST: &str = "ballast";
@@ -20,6 +24,9 @@ const BALLAST: &str = "ballast";
 /// The first piece that is taken; each next one is half of it, down to the least.
 const FIRST_PIECE: u64 = 1 << 30;
 const LEAST_PIECE: u64 = 4096;
+
+/// The first piece where pieces are written.
+const FIRST_WRITTEN: u64 = 1 << 20;
 
 /// How long a filesystem may take until what was removed can be had again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,16 +61,35 @@ fn fill(own: &Own, what: Room, leave: u64) -> std::io::Result<()> {
 /// What is to stay free is taken first, so that it is really there once it is given back: what statfs(2) tells is free is
 /// not always to be had.
 fn fill_space(dir: &Path, leave: u64) -> std::io::Result<()> {
+    let written = get_fs_magic(dir).is_ok_and(|magic| magic == FsMagic::ZFS);
     let reserve = dir.join("reserve");
     if leave > 0 {
         let file = File::create(&reserve)?;
-        fallocate(&file, FallocateFlags::empty(), 0, leave)?;
+        take(&file, 0, leave, written)?;
     }
-    let mut piece = FIRST_PIECE;
     let mut count = 0;
+    // What is written and not on the disk yet is reckoned to take more than it will.
+    let rounds = if written { 4 } else { 1 };
+    for _ in 0..rounds {
+        if take_pieces(dir, &mut count, written)? == 0 {
+            break;
+        }
+        sync(dir)?;
+    }
+    if leave > 0 {
+        empty(&reserve)?;
+        fs::remove_file(&reserve)?;
+    }
+    sync(dir)
+}
+
+/// Takes room in ever smaller pieces, until there is none for the least; returns how much it took. Each size has a file, named by a count.
+fn take_pieces(dir: &Path, count: &mut u64, written: bool) -> std::io::Result<u64> {
+    let mut piece = if written { FIRST_WRITTEN } else { FIRST_PIECE };
+    let mut all = 0;
     while piece >= LEAST_PIECE {
         let path = dir.join(count.to_string());
-        count += 1;
+        *count += 1;
         let file = match File::create(&path) {
             Ok(file) => file,
             Err(e) if Errno::from_io_error(&e).is_some_and(is_full) => break,
@@ -71,7 +97,7 @@ fn fill_space(dir: &Path, leave: u64) -> std::io::Result<()> {
         };
         let mut end = 0;
         loop {
-            match fallocate(&file, FallocateFlags::empty(), end, piece) {
+            match take(&file, end, piece, written) {
                 Ok(()) => end += piece,
                 Err(Errno::INTR) => {}
                 Err(e) if is_full(e) => break,
@@ -80,13 +106,26 @@ fn fill_space(dir: &Path, leave: u64) -> std::io::Result<()> {
         }
         // Some filesystems keep a part of what they could not give whole.
         file.set_len(end)?;
+        all += end;
         piece /= 2;
     }
-    if leave > 0 {
-        empty(&reserve)?;
-        fs::remove_file(&reserve)?;
+    Ok(all)
+}
+
+/// Takes room for a file. zfs agrees to fallocate(2) and sets nothing aside, so there it is `written`: what cannot be compressed.
+fn take(file: &File, at: u64, len: u64, written: bool) -> Result<(), Errno> {
+    if !written {
+        return fallocate(file, FallocateFlags::empty(), at, len);
     }
-    sync(dir)
+    let mut bytes = vec![0; 64 << 10];
+    let mut done = 0;
+    while done < len {
+        let n = bytes.len().min((len - done) as usize);
+        pseudo_random(at, at + done, &mut bytes[..n]);
+        write_all_at(file.as_fd(), &bytes[..n], at + done)?;
+        done += n as u64;
+    }
+    Ok(())
 }
 
 fn fill_inodes(dir: &Path, leave: u64) -> std::io::Result<()> {
@@ -233,5 +272,24 @@ impl World<'_> {
         self.look_after(crash)?;
         self.again(crash)?;
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_takes_its_room() {
+        const LEN: u64 = 200_000;
+        let tmp = tempfile::tempdir().unwrap();
+        let file = File::create(tmp.path().join("f")).unwrap();
+        take(&file, 4096, LEN, true).unwrap();
+        file.sync_all().unwrap();
+        let found = file.metadata().unwrap();
+        assert_eq!(found.len(), 4096 + LEN);
+        assert!(found.blocks() * 512 >= LEN, "{} blocks", found.blocks());
     }
 }
