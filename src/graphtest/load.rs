@@ -1,6 +1,6 @@
 //! Reading suites: from YAML to cases that can be run, or to everything that is wrong with them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::builtin;
 use super::hint::Hint;
 use super::lang::{OneOrMany, Part, object};
 use super::requirement::{self, Requirement};
-use super::scenario::{Case, OwnBacking, Scenario, Suite};
+use super::scenario::{Case, OwnBacking, Suite};
 use super::step::Step;
 use super::yaml::Located;
 
@@ -75,7 +75,7 @@ pub fn builtin() -> Result<Library, LoadError> {
 /// # Errors
 /// As [`builtin`].
 #[cfg(feature = "vm")]
-pub(crate) fn builtin_only(names: &BTreeSet<&str>) -> Result<Library, LoadError> {
+pub(crate) fn builtin_only(names: &std::collections::BTreeSet<&str>) -> Result<Library, LoadError> {
     let name = |file: &str| {
         let name = file.rsplit('/').next().unwrap_or(file);
         name.trim_end_matches(".yaml").to_string()
@@ -137,7 +137,7 @@ pub(crate) fn texts_of(paths: &[PathBuf]) -> Result<Vec<(String, String)>, LoadE
 
 /// Of a suite's text one scenario, with what all of them have in common.
 #[cfg(feature = "cli")]
-pub(crate) fn only(text: &str, scenario: &Scenario) -> String {
+pub(crate) fn only(text: &str, scenario: &super::scenario::Scenario) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let indent = |line: &str| line.len() - line.trim_start().len();
     let begins = |line: &str, at: usize| line.trim_start().starts_with("- ") && indent(line) == at;
