@@ -5,6 +5,7 @@ R=$work/root
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C TZ=UTC DOCKER_BUILDKIT=0
 
 set_up() {
+    rm -rf --one-file-system "$work/disk"
     mkdir -p "$work/layer" "$work/disk" "$R"
     mount -t tmpfs tmpfs "$work/layer"
     mkdir "$work/layer/upper" "$work/layer/work"

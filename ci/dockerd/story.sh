@@ -95,7 +95,9 @@ facts() {
         d export "$container" | listing | sed "/\t${time_of_files#@}\$/!s/\t[^\t]*\$//"
     done
     layers <"$out/save1" >"$out/layers"
-    grep -v '/\.wh\.' "$out/layers" | sed -E '/ 2020-09-13 12:26 /!s/ [0-9-]{10} [0-9:]{5} / /'
+    local -a but=(cat)
+    [ "$driver" != overlay2 ] || but=(grep -v '/\.wh\.')
+    "${but[@]}" "$out/layers" | sed -E '/ 2020-09-13 12:26 /!s/ [0-9-]{10} [0-9:]{5} / /'
     d image inspect --format '{{.Size}}' final >"$out/size"
 }
 
