@@ -4,7 +4,7 @@
 //! that dies in between leaves a number on record that the pool does not have yet; the next start takes the device away then.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -19,11 +19,12 @@ use crate::sys::dm::{self, Control, Info, MAX_NAME, Removed, SECTOR, Table};
 const BASE_SIZE: u64 = 10 << 30;
 /// Device numbers have 24 bits.
 const NUMBERS: u32 = 1 << 24;
-/// How often, and after what pauses, it is tried to keep a device that is just going.
-const TRIES: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(25);
-/// How often a device is tried before it is left to its last user, where it can be.
-const A_MOMENT: u32 = 40;
+/// How long a device that is just going, or whose filesystem is, may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the last user of a device that is deleted may take, before the device is left to it, where it can be.
+const A_MOMENT: Duration = Duration::from_secs(1);
+/// How often it is looked at.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// The pool of a home with all that is in it.
 #[derive(Debug)]
@@ -276,13 +277,24 @@ impl Set {
         let Some(active) = self.stays(name).map_err(failed("keep"))? else {
             return Ok(work());
         };
-        self.control.suspend(name).map_err(failed("suspend"))?;
+        self.suspend(name).map_err(failed("suspend"))?;
         let done = work();
         self.control.resume(name).map_err(failed("resume"))?;
         if active.goes {
             self.control.remove(name, true).map_err(failed("remove"))?;
         }
         Ok(done)
+    }
+
+    fn suspend(&self, name: &str) -> Result<(), Errno> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.control.suspend(name) {
+                // Since Linux 6.8 said of a device whose filesystem is just going.
+                Err(Errno::INVAL) if Instant::now() < until => std::thread::sleep(PAUSE),
+                other => return other,
+            }
+        }
     }
 
     /// Has all that was written into a layer reach its device, in its last place.
@@ -327,6 +339,10 @@ impl Set {
     /// # Errors
     /// [`Error::InUse`].
     pub fn delete(&mut self, key: &Key) -> Result<()> {
+        self.delete_within(key, A_MOMENT)
+    }
+
+    fn delete_within(&mut self, key: &Key, moment: Duration) -> Result<()> {
         let device = match self.devices.get(key) {
             None => return Ok(()),
             Some(Ok(device)) => *device,
@@ -337,25 +353,28 @@ impl Set {
                 return Ok(());
             }
         };
-        match self.is_idle(key, &device)? {
-            true => self.delete_now(key, device),
+        match self.is_idle(key, &device, moment)? {
+            true => self.delete_now(key, device, moment),
             false => self.delete_later(key, device),
         }
     }
 
-    /// Makes a device unusable; false when it is in use, and that is not waited for.
-    fn is_idle(&self, key: &Key, device: &Device) -> Result<bool> {
+    /// Makes a device unusable; false when it stays in use, and that is allowed.
+    fn is_idle(&self, key: &Key, device: &Device, moment: Duration) -> Result<bool> {
         if !self.options.deferred_deletion {
             return self.remove_now(&self.name(key, device), key).map(|_| true);
         }
-        for _ in 0..A_MOMENT {
+        let until = Instant::now() + moment;
+        loop {
             if self.deactivate(key, device)? == Removed::Gone {
                 return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
             }
             // The kernel may be just letting go of it, or a process that was forked just now.
             std::thread::sleep(PAUSE);
         }
-        Ok(false)
     }
 
     /// Gives the name free; the device goes with its last user.
@@ -378,7 +397,7 @@ impl Set {
     }
 
     /// Deletes a device that nobody uses. Once it is begun the device is of no use any more.
-    fn delete_now(&mut self, key: &Key, device: Device) -> Result<()> {
+    fn delete_now(&mut self, key: &Key, device: Device, moment: Duration) -> Result<()> {
         let number = device.device_id;
         match self.begin(key, number) {
             // To make room there must be a way without any: killed in between, it leaves a device that no record tells of.
@@ -388,13 +407,13 @@ impl Set {
         if self.wants_discard() {
             self.discard(key, &device);
         }
-        let mut tries = 0;
+        let until = Instant::now() + moment;
         loop {
             match self.tell(&format!("delete {number}")) {
                 Ok(()) | Err(Errno::NODATA) => break,
-                Err(Errno::BUSY) if tries < A_MOMENT => {
-                    tries += 1;
-                    self.is_idle(key, &device)?;
+                Err(Errno::BUSY) if Instant::now() < until => {
+                    self.is_idle(key, &device, moment)?;
+                    std::thread::sleep(PAUSE);
                 }
                 Err(Errno::BUSY) => {
                     self.records.taken_back()?;
@@ -428,7 +447,7 @@ impl Set {
         if let Ok(file) = node.and_then(|node| std::fs::OpenOptions::new().write(true).open(node)) {
             let _ = dm::discard(&file, device.size);
         }
-        let _ = self.is_idle(key, device);
+        let _ = self.is_idle(key, device, A_MOMENT);
     }
 
     /// Makes a device usable.
@@ -470,7 +489,8 @@ impl Set {
 
     /// The device as it was found if it is active, which it then stays, and is not suspended.
     fn stays(&self, name: &str) -> Result<Option<Info>, Errno> {
-        for _ in 0..TRIES {
+        let until = Instant::now() + PATIENCE;
+        loop {
             let Some(info) = self.control.info(name)? else {
                 return Ok(None);
             };
@@ -478,7 +498,7 @@ impl Set {
                 match self.control.keep(name) {
                     Ok(()) => {}
                     Err(Errno::NXIO) => return Ok(None),
-                    Err(Errno::BUSY) => {
+                    Err(Errno::BUSY) if Instant::now() < until => {
                         std::thread::sleep(PAUSE);
                         continue;
                     }
@@ -490,7 +510,6 @@ impl Set {
             }
             return Ok(Some(info));
         }
-        Err(Errno::BUSY)
     }
 
     /// Makes a device unusable once its last user has gone.
@@ -574,7 +593,7 @@ impl Set {
         let keys: Vec<Key> = deleted.map(|(key, _)| key.clone()).collect();
         for key in keys {
             // In use still, or to be tried again at the next occasion.
-            let _ = self.delete(&key);
+            let _ = self.delete_within(&key, Duration::ZERO);
         }
     }
 

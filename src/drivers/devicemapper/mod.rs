@@ -39,8 +39,8 @@ use super::home::{
 };
 use crate::archive::{self, ApplyOptions};
 use crate::graphdriver::{
-    ApplyDiff, Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId,
-    MountTableChecker, NaiveDiffWithApply, ProtoDriver, RefCounter, Result,
+    ApplyDiff, Capabilities, Capability, CreateOpts, Driver, Error, ErrorClass, InitOptions,
+    LayerId, MountTableChecker, NaiveDiffWithApply, ProtoDriver, RefCounter, Result,
 };
 use crate::sync::lock;
 use crate::sys::dm::{self, Control};
@@ -255,6 +255,15 @@ impl DeviceMapper {
     }
 }
 
+/// What went wrong in a layer: all that its filesystem learns of a full disk below the pool is that writing failed.
+fn or_full(set: &Set, e: Error) -> Error {
+    if e.class() != ErrorClass::Other || e.is_no_room() || !set.pool.disk_is_full() {
+        return e;
+    }
+    let full = io::Error::from(Errno::NOSPC);
+    Error::NoSpace(format!("{e}; below the pool: {full}"))
+}
+
 /// Applies an archive to a mounted layer, and has its files written.
 fn apply(root: &Path, diff: &mut dyn Read, options: &ApplyOptions) -> Result<u64> {
     let failed = |op| move |e| Error::io(op, root, e);
@@ -296,8 +305,9 @@ impl ApplyDiff for DeviceMapper {
         let key = layer(id)?;
         // The layer's filesystem takes all without knowing what room there is below the pool, and unmounting, which writes it, too, tells
         // nobody what was lost. Nor does syncfs(2) tell of a journal that was given up a moment before.
-        let applied =
-            apply(&root, diff, options).and_then(|size| self.set()?.write_out(&key).map(|()| size));
+        let applied = apply(&root, diff, options)
+            .and_then(|size| self.set()?.write_out(&key).map(|()| size))
+            .map_err(|e| or_full(&self.set_as_it_is(), e));
         let put = self.put(id);
         let size = applied?;
         put.map(|()| Some(size))
@@ -327,6 +337,7 @@ impl ProtoDriver for DeviceMapper {
         unmount(&self.mount_point(&id))?;
         self.uses.forget(&self.mount_point(&id));
         set.delete(&key)?;
+        set.sweep();
         self.take_away(&id)
     }
 
@@ -339,7 +350,7 @@ impl ProtoDriver for DeviceMapper {
             && let Err(e) = self.show(&set, &id, mount_label)
         {
             self.uses.decrement(&at);
-            return Err(e);
+            return Err(or_full(&set, e));
         }
         Ok(at.join(ROOT))
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 use super::options::Options;
@@ -318,11 +318,23 @@ impl Pool {
         let path = &files[0].path;
         let failed = |e: io::Error| Error::io("take room for", path, e);
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
-        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        // Blocks that the file shares with a copy are written elsewhere, for which there must be room, too.
+        let keep = FallocateFlags::KEEP_SIZE;
+        let taken = match fallocate(&file, keep | FallocateFlags::UNSHARE_RANGE, 0, bytes) {
+            Err(Errno::OPNOTSUPP) => fallocate(&file, keep, 0, bytes),
+            other => other,
+        };
+        match taken {
             // Some filesystems take no room in advance.
             Err(Errno::OPNOTSUPP) => Ok(()),
             other => other.map_err(|e| failed(e.into())),
         }
+    }
+
+    /// Whether the disk below the pool's files has no room for one more block.
+    pub fn disk_is_full(&self) -> bool {
+        let free = statvfs(&self.dir).map(|s| s.f_bavail * s.f_frsize);
+        self.is_sparse() && free.is_ok_and(|free| free < self.block_sectors * SECTOR)
     }
 
     /// The device; `None` when it is not there.
