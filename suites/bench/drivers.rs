@@ -1,16 +1,20 @@
 //! Driver benchmarks. Run as root; a driver that cannot run here is left out with its reason.
 
+#[path = "socket.rs"]
+mod socket;
 #[path = "support.rs"]
 mod support;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use graphtest::graphdriver::{CreateOpts, Driver, InitOptions};
 
 const FILES: usize = 1000;
 const CHAIN: usize = 100;
+/// How large the file is whose diff goes through a socket.
+const DIFFED: u64 = 64 << 20;
 
 fn every_driver(c: &mut Criterion) {
     graphtest::sys::ns::enter_private_mount_ns().expect("run as root: sudo -E cargo bench");
@@ -95,5 +99,32 @@ fn chain(
     });
 }
 
-criterion_group!(benches, every_driver);
+/// What a call costs more through the socket of a plugin.
+fn through_a_socket(c: &mut Criterion) {
+    let work = support::work_dir();
+    let here = support::driver(socket::DRIVER, work.path());
+    support::filled_layer(here.as_ref(), "base", |root: &Path| {
+        support::make_large_file(&root.join("large"), DIFFED);
+    });
+    let _served = socket::Served::start(work.path());
+    let there = socket::through_socket(work.path());
+    for (name, driver) in [("in-process", here), ("plugin", there)] {
+        let mut group = c.benchmark_group(name);
+        group.bench_function("exists", |b| b.iter(|| driver.exists("base")));
+        group.bench_function("get-and-put", |b| {
+            b.iter(|| {
+                driver.get("base", "").expect("get");
+                driver.put("base").expect("put");
+            });
+        });
+        group.sample_size(10);
+        group.throughput(Throughput::Bytes(DIFFED));
+        group.bench_function("diff-of-a-file", |b| {
+            b.iter(|| socket::diff(driver.as_ref()))
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, every_driver, through_a_socket);
 criterion_main!(benches);

@@ -3,6 +3,8 @@
 //! `cargo bench --bench table [-- FILTER]`. Every contender runs as a process of its own, so that peak memory is its own; a round runs each
 //! contender once, and medians of the rounds are compared, so that a busy machine slows both sides alike.
 
+#[path = "socket.rs"]
+mod socket;
 #[path = "support.rs"]
 mod support;
 
@@ -107,6 +109,11 @@ const LINES: &[(&str, MakeLine)] = &[
         changes_line(name, at, false)
     }),
     ("btrfs-changes-1-of-100000", btrfs_changes),
+    ("plugin-10000-calls", plugin),
+    ("plugin-diff-20000-small-files", plugin),
+    ("plugin-diff-1-GiB-file", plugin),
+    ("plugin-apply-20000-small-files", plugin),
+    ("plugin-apply-1-GiB-file", plugin),
     ("guest-first-verdict", guest),
 ];
 
@@ -271,6 +278,21 @@ fn child(work: &str) {
         }
         "btrfs" => {
             let took = btrfs_calls(&args[0], &args[1].to_string_lossy(), args.len() > 2);
+            eprintln!("nanoseconds {}", took.as_nanos());
+        }
+        "plugin" => {
+            let driver = match args.len() {
+                3 => socket::through_socket(&args[0]),
+                _ => support::driver(socket::DRIVER, &args[0]),
+            };
+            let name = args[1].to_string_lossy();
+            let took = if name.contains("calls") {
+                socket::calls(driver.as_ref())
+            } else if name.contains("diff") {
+                socket::diff(driver.as_ref())
+            } else {
+                socket::apply(driver.as_ref(), &args[0].join("layer.tar"))
+            };
             eprintln!("nanoseconds {}", took.as_nanos());
         }
         "changes" => {
@@ -497,6 +519,33 @@ fn btrfs_calls(root: &Path, what: &str, bare: bool) -> Duration {
         .find(|(name, _)| name == what)
         .expect("it was timed");
     took
+}
+
+/// A driver through the socket of a server, beside the same in this process, on one home.
+fn plugin(name: &str, at: &Path) -> Line {
+    let driver = support::driver(socket::DRIVER, at);
+    let base = support::filled_layer(driver.as_ref(), "base", |root| {
+        if name.contains("20000") {
+            support::make_tree(root, 20_000, 1000);
+        } else if name.contains("GiB") {
+            support::make_large_file(&root.join("large"), LARGE);
+        }
+    });
+    if name.contains("apply") {
+        support::write_archive(&base, &at.join("layer.tar"));
+    }
+    drop(driver);
+    let served = socket::Served::start(at);
+    let mut here = ours("plugin", vec![at.into(), name.into()]);
+    here.name = "in process";
+    let mut there = ours("plugin", vec![at.into(), name.into(), "socket".into()]);
+    there.name = "socket";
+    Line {
+        name: name.into(),
+        ours: there,
+        theirs: here,
+        end: Box::new(move || drop(served)),
+    }
 }
 
 fn changes_line(name: &str, at: &Path, settled: bool) -> Line {
