@@ -18,6 +18,8 @@ mod bench;
 mod leaving;
 #[path = "cli/matrix.rs"]
 mod matrix;
+#[path = "cli/plugin.rs"]
+mod plugin;
 
 use bench::{BAD, Bench, ENDLESS, GOOD, Run, SKIPPED, outcomes, report, root};
 

@@ -7,11 +7,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use graphtest::graphdriver::Capability;
 use graphtest::graphtest::engine::{RunLimits, run_case};
 use graphtest::graphtest::event::Outcome;
 use graphtest::graphtest::known::Known;
 use graphtest::graphtest::load;
 use graphtest::graphtest::mutant::{self, MutatedTarget};
+use graphtest::graphtest::needs::NeedKind;
 use graphtest::graphtest::target::{Target, built_in};
 use graphtest::graphtest::{Case, Library};
 use graphtest::harness::{Homes, made_backings};
@@ -65,7 +67,12 @@ fn hunt(
     for target in targets {
         let mutated = MutatedTarget::new(target.clone(), hunt.mutant);
         for case in &hunt.cases {
-            let place = match homes.place_for(&**target, &case.needs) {
+            // What is served with a bug is a plugin; the driver below it is none.
+            let mut needs = case.needs.clone();
+            if hunt.mutant.wire().is_some() {
+                needs.retain(|n| n.kind != NeedKind::Capability(Capability::Plugin));
+            }
+            let place = match homes.place_for(&**target, &needs) {
                 Ok(place) => place,
                 Err(why) => {
                     skipped = Some(why);

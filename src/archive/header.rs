@@ -108,7 +108,7 @@ pub(super) fn describe_garbage(block: &[u8]) -> String {
 }
 
 /// Whether the header's checksum holds. Old tars summed signed bytes; both sums are taken.
-pub(super) fn checksum_holds(block: &[u8; BLOCK]) -> bool {
+pub(crate) fn checksum_holds(block: &[u8; BLOCK]) -> bool {
     let Ok(Some(written)) = number(&block[148..156]) else {
         return false;
     };

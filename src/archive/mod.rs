@@ -27,6 +27,7 @@ pub use change::{Change, ChangeKind};
 pub use changes::{ChangesOptions, changes, changes_with, layer_changes};
 pub use error::Error;
 pub use form::Form;
+pub(crate) use header::checksum_holds;
 pub use header::{EntryHeader, EntryKind, Extent};
 pub use id_map::{IdMap, IdMaps, Unmapped};
 pub use model_changes::model_changes;

@@ -41,6 +41,8 @@ named! {
         ExactDiffs = "exact-diffs";
         /// Files of a layer's diff can be read at random (moby's `DiffGetterDriver`).
         DiffGetter = "diff-getter";
+        /// It is a Docker graph-driver plugin that can be called over its socket; no claim of a person's.
+        Plugin = "plugin";
     }
 }
 

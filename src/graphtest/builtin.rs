@@ -32,6 +32,7 @@ pub(crate) const SUITES: &[(&str, &str)] = files!(
     "aufs",
     "zfs",
     "kernels",
+    "plugin",
 );
 
 /// The files of `suites/known/`, such as `"known/fuse-overlayfs"`. A new file is one line here.

@@ -27,6 +27,7 @@ pub mod shard;
 pub mod step;
 pub mod target;
 mod vars;
+mod wire;
 mod yaml;
 
 pub use engine::{Keep, RunLimits, run_case};
@@ -39,4 +40,5 @@ pub use plugin::PluginTarget;
 pub use requirement::Requirement;
 pub use scenario::{Case, Level, Location, Scenario, ScenarioId, Suite};
 pub use target::{Factory, Target};
+pub use wire::Wire;
 pub use yaml::Located;

@@ -1,9 +1,11 @@
 //! A plugin in another process as a target.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::target::Target;
+use super::wire::Wire;
 use crate::graphdriver::{Driver, InitOptions, Result};
 use crate::remote::plugin::Plugin;
 
@@ -41,5 +43,13 @@ impl Target for PluginTarget {
 
     fn elsewhere(&self) -> bool {
         true
+    }
+
+    fn dial(&self) -> Option<io::Result<Wire>> {
+        let wire = |socket| Wire {
+            socket,
+            limit: self.plugin.limit(),
+        };
+        Some(self.plugin.dial().map(wire))
     }
 }

@@ -366,6 +366,35 @@ steps! {
         /// What of the last moments is on the disk; left out: nothing.
         keeps: Option<Keeps> = "keeps",
     };
+    /// Calls a plugin over a connection of its own, byte for byte as daemons do, or worse.
+    Request, RequestStep, "request" (/** The call, such as `GraphDriver.Get`. */ call: String) {
+        /// What is sent; `%HOME%` in it is the driver's home.
+        body: Option<String> = "body",
+        /// An archive or saved diff that is sent instead.
+        archive: Option<String> = "archive",
+        /// What stands behind the call's name and a `?`.
+        query: Option<String> = "query",
+        /// The body goes in chunks; left out: with its length before it.
+        chunked: bool = "chunked",
+        /// Bytes of the body per write.
+        chunk: Option<Size> = "chunk",
+        /// The sender ends after so many bytes of the body.
+        cut: Option<Size> = "cut",
+        /// The sender is gone before the answer.
+        hang_up: bool = "hang-up",
+        /// The host of the request; left out: what daemons since 20.10.26 say.
+        host: Option<String> = "host",
+        /// The content type; left out: none, as daemons do it.
+        content_type: Option<String> = "type",
+        /// What is accepted; left out: what daemons since 1.10 say.
+        accept: Option<String> = "accept",
+        /// The status of the answer must be one of these; with another than 200 nothing else is looked at.
+        status: Vec<u32> = "status",
+        /// The answer has these members, an object in JSON.
+        gives: Option<String> = "gives",
+        /// A directory that is there afterwards.
+        makes: Option<String> = "makes",
+    };
     /// Driver selection over a made-up registry.
     Select, SelectStep, "select" (/** The driver asked for; empty: none. */ name: String) {
         /// Drivers whose directories hold something.
@@ -379,6 +408,14 @@ steps! {
         /// Which driver must be chosen.
         chooses: Option<String> = "chooses",
     };
+}
+
+impl RequestStep {
+    /// The layer that an archive is applied to.
+    pub fn layer(&self) -> Option<&str> {
+        let pairs = self.query.as_deref()?.split('&');
+        pairs.filter_map(|pair| pair.strip_prefix("id=")).next()
+    }
 }
 
 /// A step, where it stands, and how it is to end.

@@ -1,10 +1,12 @@
 //! What is tested: a way to make drivers.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::mutant::{self, MutatedTarget};
+use super::wire::Wire;
 use crate::drivers::{filesystem, registry};
 use crate::graphdriver::{Driver, InitOptions, Registry, Result};
 
@@ -43,6 +45,11 @@ pub trait Target: Send + Sync + fmt::Debug {
     /// this process is nothing to the driver.
     fn elsewhere(&self) -> bool {
         false
+    }
+
+    /// A new connection to the plugin that its drivers are served by, for scenarios that call it themselves; `None` when it is no plugin.
+    fn dial(&self) -> Option<io::Result<Wire>> {
+        None
     }
 
     /// The filesystem that its homes must lie on, where it must be a certain one: a run that names no backing makes one of these.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -439,11 +439,24 @@ impl World<'_> {
     }
 }
 
-/// Copies a stream into a new file; gives its length and its last bytes.
+/// Copies a stream into a new file; gives its length and its last bytes. What does not begin as an archive is not read on: it may have
+/// no end.
 fn spool(mut stream: DiffStream, path: &Path) -> io::Result<(u64, [u8; 1024])> {
     let mut options = File::options();
     let mut file = options.read(true).write(true).create_new(true).open(path)?;
-    let n = io::copy(&mut stream, &mut file)?;
+    let mut first = Vec::with_capacity(512);
+    stream.by_ref().take(512).read_to_end(&mut first)?;
+    if let Ok(block) = <&[u8; 512]>::try_from(&first[..])
+        && block.iter().any(|b| *b != 0)
+        && !archive::checksum_holds(block)
+    {
+        let begins = crate::tree::op::escape(&first[..40]);
+        return Err(io::Error::other(format!(
+            "it is no archive, it begins with {begins}"
+        )));
+    }
+    file.write_all(&first)?;
+    let n = first.len() as u64 + io::copy(&mut stream, &mut file)?;
     let mut end = [0; 1024];
     if n >= 1024 {
         file.seek(SeekFrom::End(-1024))?;

@@ -198,6 +198,11 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
                 note(into, &s.id, s.destroyed);
                 touches(&s.body, into);
             }
+            Action::Request(s) => {
+                if let Some(id) = s.layer() {
+                    note(into, id, true);
+                }
+            }
             Action::TarSplit(s) => note(into, &s.id, true),
             Action::Exists(s) => note(into, &s.id, false),
             Action::Get(s) => note(into, &s.id, false),

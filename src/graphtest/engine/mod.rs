@@ -14,6 +14,7 @@ mod many;
 mod own;
 mod power;
 mod quota;
+mod request;
 mod restart;
 mod select;
 mod space;

@@ -176,6 +176,7 @@ impl<'a> World<'a> {
             Action::Remount(s) => self.remount(s),
             Action::Sync(_) => self.sync(),
             Action::CutPower(s) => self.cut_power(s),
+            Action::Request(s) => self.request(s, expect),
             Action::Select(s) => self.select(s, expect),
             Action::Home(_) => Err(Fail::new("`home:` is only for the first step")),
         }

@@ -13,6 +13,8 @@ mod edges;
 mod files;
 mod mounts;
 mod persist;
+#[cfg(feature = "plugin")]
+mod plugin;
 mod pools;
 mod put;
 mod quota;
@@ -62,6 +64,49 @@ enum Make {
     Before(fn(&Path) -> std::io::Result<()>),
     /// The choice of a driver is wrong; the driver itself is good.
     Select(SelectBug),
+    /// The driver is served as a plugin that does the protocol wrong; the driver itself is good.
+    Wire(WireBug),
+}
+
+/// What a plugin does wrong at the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireBug {
+    /// Every error is answered as a success.
+    ErrorsHidden,
+    /// An archive that is cut off is taken for the whole.
+    CutBodyTaken,
+    /// Bodies in chunks are refused.
+    ChunkedRefused,
+    /// The first piece of an archive is taken for all of it.
+    FirstPieceOnly,
+    /// A request without a host is refused.
+    HostRequired,
+    /// A request without a content type is refused.
+    TypeRequired,
+    /// A call is refused while another one is going on.
+    OneAtATime,
+    /// A home that is not there is refused.
+    HomeMustBeThere,
+    /// Members of `Init` that early daemons do not send are asked for.
+    StrictInit,
+    /// A body that is no JSON is passed over.
+    GarbageTaken,
+    /// The question for capabilities is an error.
+    CapabilitiesFail,
+    /// Gets are still counted after a restart of the daemon.
+    CountsKept,
+    /// The error of a diff comes under status 200.
+    DiffErrorIs200,
+    /// Every id exists.
+    ExistsAlways,
+    /// A success is said in a word.
+    NotJson,
+    /// An error says nothing.
+    ErrorWithoutText,
+    /// A call that is not known succeeds.
+    UnknownCallTaken,
+    /// A sender that is gone ends the plugin.
+    DiesOfHangUp,
 }
 
 impl Mutant {
@@ -93,12 +138,20 @@ impl Mutant {
         }
     }
 
+    /// The bug at the wire, when it is one.
+    pub fn wire(&self) -> Option<WireBug> {
+        match self.make {
+            Make::Wire(bug) => Some(bug),
+            _ => None,
+        }
+    }
+
     /// Wraps a good driver whose home is `home`. `restarted` says that the home had layers already.
     pub fn wrap(&self, inner: Arc<dyn Driver>, home: &Path) -> Arc<dyn Driver> {
         let bug: Box<dyn Bug> = match self.make {
             Make::Recipe(recipe) => Box::new(recipe),
             Make::Bug(make) => make(),
-            Make::IgnoresOptions | Make::Select(_) => return inner,
+            Make::IgnoresOptions | Make::Select(_) | Make::Wire(_) => return inner,
             Make::IgnoresLaterOptions | Make::Before(_) => Box::new(recipe::Recipe::NONE),
         };
         let base = Base::new(inner, home);

@@ -3,8 +3,8 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, calls, child, datasets, disk, edges, mounts, persist, pools, put, quota, report,
-    stream, subvolumes, transfer,
+    Make, Mutant, WireBug, calls, child, datasets, disk, edges, mounts, persist, pools, put, quota,
+    report, stream, subvolumes, transfer,
 };
 
 macro_rules! mutants {
@@ -24,7 +24,7 @@ const fn child(
     }
 }
 
-use Make::{Before, Bug, IgnoresLaterOptions, IgnoresOptions, Recipe as R, Select};
+use Make::{Before, Bug, IgnoresLaterOptions, IgnoresOptions, Recipe as R, Select, Wire};
 
 mutants! {
     // lifecycle
@@ -314,4 +314,24 @@ mutants! {
     "removed-space-kept" "A removed layer's space stays taken." Bug(pools::SpaceKept::make);
     "mounted-apart" "A layer cannot be mounted together with its parent." Bug(pools::MountedApart::make);
     "snapshot-of-disk" "A child shows what of its parent had reached the disk." Bug(pools::SnapshotOfDisk::make);
+
+    // plugins
+    "plugin-errors-hidden" "A plugin answers every error as a success." Wire(WireBug::ErrorsHidden);
+    "plugin-exists-always" "A plugin says of every id that it exists." Wire(WireBug::ExistsAlways);
+    "plugin-error-without-text" "An error of a plugin says nothing." Wire(WireBug::ErrorWithoutText);
+    "plugin-diff-error-200" "The error of a diff comes under status 200, where daemons expect the archive." Wire(WireBug::DiffErrorIs200);
+    "plugin-cut-body-taken" "A plugin takes an archive that is cut off for the whole." Wire(WireBug::CutBodyTaken);
+    "plugin-chunked-refused" "A plugin refuses bodies in chunks." Wire(WireBug::ChunkedRefused);
+    "plugin-first-piece-only" "A plugin takes the first piece of an archive for all of it." Wire(WireBug::FirstPieceOnly);
+    "plugin-host-required" "A plugin refuses a request without a host." Wire(WireBug::HostRequired);
+    "plugin-type-required" "A plugin refuses a request without a content type." Wire(WireBug::TypeRequired);
+    "plugin-one-at-a-time" "A plugin refuses a call while another one is going on." Wire(WireBug::OneAtATime);
+    "plugin-home-must-be-there" "A plugin refuses a home that is not there." Wire(WireBug::HomeMustBeThere);
+    "plugin-strict-init" "A plugin asks for members of Init that early daemons do not send." Wire(WireBug::StrictInit);
+    "plugin-garbage-taken" "A plugin passes over a body that is no JSON, and says that it did what was asked." Wire(WireBug::GarbageTaken);
+    "plugin-unknown-call-taken" "A call that a plugin does not know succeeds." Wire(WireBug::UnknownCallTaken);
+    "plugin-capabilities-fail" "A plugin answers the question for capabilities with an error." Wire(WireBug::CapabilitiesFail);
+    "plugin-not-json" "A plugin says a success in a word that is no JSON." Wire(WireBug::NotJson);
+    "plugin-counts-kept" "A plugin still counts the gets of a daemon that was restarted since." Wire(WireBug::CountsKept);
+    "plugin-dies-of-hang-up" "A plugin ends when a sender is gone in the middle of a body." Wire(WireBug::DiesOfHangUp);
 }

@@ -1,11 +1,21 @@
 //! A target whose drivers are mutants.
 
+#[cfg(feature = "plugin")]
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "plugin")]
+use std::sync::Mutex;
 
 use crate::graphdriver::{Driver, Error, InitOptions, Registry, Result};
 use crate::graphtest::target::Target;
+#[cfg(feature = "plugin")]
+use crate::graphtest::wire::Wire;
+#[cfg(feature = "plugin")]
+use crate::sync::lock;
 
+#[cfg(feature = "plugin")]
+use super::plugin::Front;
 use super::{Mutant, select};
 
 /// A good target with one bug.
@@ -14,6 +24,9 @@ pub struct MutatedTarget {
     inner: Arc<dyn Target>,
     mutant: &'static Mutant,
     name: String,
+    /// What it is served by, where the bug is at the wire.
+    #[cfg(feature = "plugin")]
+    front: Mutex<Option<Front>>,
 }
 
 impl MutatedTarget {
@@ -24,7 +37,31 @@ impl MutatedTarget {
             inner,
             mutant,
             name,
+            #[cfg(feature = "plugin")]
+            front: Mutex::default(),
         }
+    }
+
+    /// A driver that is served with a bug at the wire; `None` when the bug is another.
+    #[cfg(feature = "plugin")]
+    fn served(&self, home: &Path, options: &[String]) -> Option<Result<Arc<dyn Driver>>> {
+        let bug = self.mutant.wire()?;
+        let mut front = lock(&self.front);
+        if front.as_ref().is_none_or(|f| !f.is_for(home)) {
+            // The one before lets go of its home first.
+            *front = None;
+            match Front::start(Arc::clone(&self.inner), bug, home) {
+                Ok(started) => *front = Some(started),
+                Err(e) => return Some(Err(e)),
+            }
+        }
+        front.as_ref().map(|front| front.init(home, options))
+    }
+
+    /// Without the protocol there is nothing to be wrong with it.
+    #[cfg(not(feature = "plugin"))]
+    fn served(&self, _: &Path, _: &[String]) -> Option<Result<Arc<dyn Driver>>> {
+        None
     }
 }
 
@@ -34,6 +71,9 @@ impl Target for MutatedTarget {
     }
 
     fn init(&self, home: &Path, options: &[String]) -> Result<Arc<dyn Driver>> {
+        if let Some(served) = self.served(home, options) {
+            return served;
+        }
         self.mutant
             .before(home)
             .map_err(|e| Error::io("tamper with", home, e))?;
@@ -63,6 +103,14 @@ impl Target for MutatedTarget {
     }
 
     fn elsewhere(&self) -> bool {
-        self.inner.elsewhere()
+        self.inner.elsewhere() || self.mutant.wire().is_some()
+    }
+
+    #[cfg(feature = "plugin")]
+    fn dial(&self) -> Option<io::Result<Wire>> {
+        match &*lock(&self.front) {
+            Some(front) => Some(front.dial()),
+            None => self.inner.dial(),
+        }
     }
 }

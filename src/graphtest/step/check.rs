@@ -68,6 +68,18 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
             "chooses, fails",
             &[s.chooses.is_some(), !expect.fails.is_empty()],
         ),
+        Action::Request(s) => {
+            if s.body.is_some() && s.archive.is_some() {
+                cx.wrong(line, "expected `body` or `archive`, found both");
+            }
+            let object = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text);
+            if let Some(Err(e)) = s.gives.as_deref().map(object) {
+                cx.wrong(
+                    line,
+                    format!("expected an object in JSON after `gives:`: {e}"),
+                );
+            }
+        }
         Action::Tree(s) if s.is.is_some() && !(s.holds.is_empty() && s.lacks.is_empty()) => {
             cx.wrong(
                 line,

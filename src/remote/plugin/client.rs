@@ -169,7 +169,12 @@ impl Client {
         }
     }
 
-    fn connect(&self) -> io::Result<Stream> {
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// A new connection; a plugin that was just started is waited for.
+    pub fn connect(&self) -> io::Result<Stream> {
         let until = Instant::now() + PATIENCE.min(self.limit);
         loop {
             match Stream::connect(&self.address) {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -62,6 +63,19 @@ impl Plugin {
         self.client.address()
     }
 
+    /// How long a call may take.
+    pub fn limit(&self) -> Duration {
+        self.client.limit()
+    }
+
+    /// A new connection to it, on which nothing was said yet.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn dial(&self) -> io::Result<OwnedFd> {
+        self.client.connect().map(Into::into)
+    }
+
     /// Activates the plugin and starts its driver on a home, an absolute path.
     ///
     /// # Errors
@@ -69,7 +83,7 @@ impl Plugin {
     /// protocol has it, or says an error.
     pub fn start(&self, home: &Path, init: &InitOptions) -> Result<Arc<dyn Driver>> {
         let seen = if self.claims.probe {
-            self.shown_on(home, init)
+            self.shown_on(home, init)?
         } else {
             BTreeSet::new()
         };
@@ -79,19 +93,19 @@ impl Plugin {
     }
 
     /// What it shows on the filesystem of a home. Where nothing can be found out, it shows nothing; its scenarios say more.
-    fn shown_on(&self, home: &Path, init: &InitOptions) -> BTreeSet<Capability> {
+    fn shown_on(&self, home: &Path, init: &InitOptions) -> Result<BTreeSet<Capability>> {
         let Some(above) = home.parent() else {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         };
         let Ok(magic) = get_fs_magic(above) else {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         };
         if let Some(seen) = lock(&self.shown).get(&magic) {
-            return seen.clone();
+            return Ok(seen.clone());
         }
-        let seen = self.look(above, init).unwrap_or_default();
+        let seen = self.look(above, init)?;
         lock(&self.shown).insert(magic, seen.clone());
-        seen
+        Ok(seen)
     }
 
     /// Tries it out on a home of its own, which is taken away afterwards.
@@ -104,10 +118,10 @@ impl Plugin {
             options: Vec::new(),
             ..init.clone()
         };
+        // One that does not start here starts nowhere; whoever waits for it need not wait twice.
         let driver = self.begin(home.path(), &plain)?;
-        let seen = shown(&driver);
-        driver.cleanup()?;
-        seen
+        let seen = shown(&driver).and_then(|seen| driver.cleanup().map(|()| seen));
+        Ok(seen.unwrap_or_default())
     }
 
     fn begin(&self, home: &Path, init: &InitOptions) -> Result<PluginDriver> {
@@ -140,6 +154,7 @@ impl Plugin {
             current: Arc::clone(&self.current),
             released: AtomicBool::new(true),
         };
+        driver.capabilities.claims.insert(Capability::Plugin);
         driver.call("Init", &Init::new(home, init))?;
         if driver.reproduces_exact_diffs()? {
             driver.capabilities.claims.insert(Capability::ExactDiffs);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,15 @@ impl Stream {
             Self::Tcp(s) => s
                 .set_read_timeout(Some(time))
                 .and_then(|()| s.set_write_timeout(Some(time))),
+        }
+    }
+}
+
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Unix(s) => s.into(),
+            Stream::Tcp(s) => s.into(),
         }
     }
 }
