@@ -515,9 +515,12 @@ fn stream(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             read => read?,
         };
-        push(&mut reply, &piece[..n])?;
         if n == 0 {
+            // What is held for it, such as a mount, is given back before the caller knows of the end.
+            drop(rest);
+            push(&mut reply, &[])?;
             return Ok(reply);
         }
+        push(&mut reply, &piece[..n])?;
     }
 }
