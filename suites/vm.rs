@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::BufRead;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -305,6 +305,42 @@ fn scenarios_run_in_a_guest() {
     assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
 }
 
+/// Where the cache of whoever runs the test is.
+fn users_cache() -> PathBuf {
+    let named = std::env::var_os("GRAPHTEST_CACHE").map(PathBuf::from);
+    named.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/graphtest"))
+}
+
+#[test]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn a_kernel_without_the_module_of_a_driver_is_told() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = "vm run 6.1 -- /bin/busybox true";
+    must(0, with_users_cache(tmp.path()).args(run.split(' ')));
+    let lookup = fs::read(users_cache().join("lookups/6.1")).unwrap();
+    let lookup: Value = serde_json::from_slice(&lookup).unwrap();
+    let digest = lookup["digest"].as_str().unwrap();
+    // Given by its path it has no modules.
+    let image = users_cache().join("kernels").join(digest).join("vmlinuz");
+    let mut run = with_users_cache(tmp.path());
+    run.arg("run").arg("--kernel").arg(&image);
+    let words = "--target vfs,overlay2 --on tmpfs --report json=r.json delete-lower-file";
+    must(3, run.args(words.split(' ')));
+    let report = fs::read(tmp.path().join("r.json")).unwrap();
+    let report: Value = serde_json::from_slice(&report).unwrap();
+    let cells = report["cells"].as_array().unwrap();
+    let of = |target: &str| cells.iter().find(|c| c["target"] == target).unwrap();
+    assert_eq!(of("vfs")["results"][0]["outcome"], "pass", "{report:#}");
+    assert_eq!(of("overlay2")["status"], "error");
+    let why = of("overlay2")["reason"].as_str().unwrap();
+    assert!(
+        why.contains("an overlay cannot be mounted") && why.contains("No such device"),
+        "{why}"
+    );
+    assert_eq!(why.lines().count(), 1, "{why}");
+    assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
+}
+
 #[test]
 #[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
 fn a_kernel_that_cannot_be_had_costs_only_its_cells() {
@@ -312,11 +348,7 @@ fn a_kernel_that_cannot_be_had_costs_only_its_cells() {
     let run = "vm run 6.1 -- /bin/busybox true";
     must(0, with_users_cache(tmp.path()).args(run.split(' ')));
     // All that the cache has of 6.1, and a mirror that has nothing.
-    let of_user = std::env::var_os("GRAPHTEST_CACHE").map(std::path::PathBuf::from);
-    let of_user = of_user.unwrap_or_else(|| {
-        let home = std::env::home_dir().unwrap();
-        home.join(".cache/graphtest")
-    });
+    let of_user = users_cache();
     let cache = tmp.path().join("cache");
     fs::create_dir_all(cache.join("lookups")).unwrap();
     for dir in ["kernels", "roots", "userlands"] {
