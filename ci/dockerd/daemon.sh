@@ -99,7 +99,8 @@ stop() {
 crash() {
     local pids=("$dockerd" "$(cat "$R/run/docker-exec/containerd/containerd.pid")")
     [ -z "${plugin:-}" ] || pids+=("$plugin")
-    kill -KILL "${pids[@]}"
+    # containerd may have ended with the daemon already.
+    kill -KILL "${pids[@]}" 2>/dev/null
     # The shell tells what was killed.
     { wait "$dockerd" "${plugin:-$dockerd}"; } 2>/dev/null || true
     dockerd='' plugin=''
