@@ -511,6 +511,8 @@ verbs! {
         same_as: Option<String>,
         /// It must not be the inode remembered under this name.
         differs_from: Option<String>,
+        /// So many names it must say that it has (`st_nlink`).
+        names: Option<u32>,
     }
 }
 

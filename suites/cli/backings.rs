@@ -63,6 +63,20 @@ fn a_missing_program_is_told_with_its_package() {
 }
 
 #[test]
+fn an_overlay_is_refused_where_directories_tell_no_types() {
+    root();
+    let bench = Bench::new();
+    let suite = bench.suite(&[("good", "must", GOOD)]);
+    for target in ["overlay", "overlay2"] {
+        let on = ["--target", target, "--on", "ext4+nofiletype"];
+        let args = [&["run", "--suite", suite.as_str()][..], &on].concat();
+        let run = bench.graphtest(&args).must(3);
+        let words = "does not tell the types of directory entries (d_type); make it anew with";
+        assert!(run.out.contains(words), "{}", run.out);
+    }
+}
+
+#[test]
 fn a_missing_checker_is_said_and_no_failure() {
     root();
     let bench = Bench::new();

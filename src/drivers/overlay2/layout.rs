@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, readlinkat, symlinkat, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, readlinkat, symlinkat, unlinkat};
 use rustix::io::Errno;
 
 use super::super::home::{Home, excerpt, has_entry, lock_dir, open_dir, read_text};
@@ -181,9 +181,9 @@ impl Links {
         let failed = |e: std::io::Error| Error::io("read the directory", LINKS, e);
         let dir = open_dir(self.dir.as_fd(), ".").map_err(|e| failed(e.into()))?;
         let mut found = Vec::new();
-        crate::sys::fs::for_each_name(dir.as_fd(), |name, kind| {
-            if kind == FileType::Symlink
-                && let Some(short) = name.to_str().ok().and_then(Short::parse)
+        // What is no symbolic link leads nowhere; not every filesystem tells the types of names.
+        crate::sys::fs::for_each_name(dir.as_fd(), |name, _| {
+            if let Some(short) = name.to_str().ok().and_then(Short::parse)
                 && let Some(id) = self.layer_of(&short)
             {
                 found.push((short, id));

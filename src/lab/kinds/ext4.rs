@@ -49,6 +49,12 @@ pub(super) const NO_DIR_INDEX: Kind = Kind {
     ),
 };
 
+pub(super) const NO_FILETYPE: Kind = Kind {
+    name: "ext4+nofiletype",
+    about: "an ext4 without filetype: directories do not tell the types of files (d_type), so that overlays cannot be had",
+    recipe: image(arguments!("-b", "4096", "-O", "^filetype"), OPTIONS),
+};
+
 pub(super) const PQUOTA: Kind = Kind {
     name: "ext4+pquota",
     about: "an ext4 with project quotas; needs CONFIG_QUOTA and CONFIG_QFMT_V2",

@@ -113,6 +113,7 @@ pub(super) const ALL: &[&Kind] = &[
     &ext4::EXT4,
     &ext4::ONE_K,
     &ext4::NO_DIR_INDEX,
+    &ext4::NO_FILETYPE,
     &ext4::PQUOTA,
     &ext4::CASEFOLD,
     &xfs::XFS,

@@ -550,7 +550,16 @@ fn list(root: BorrowedFd<'_>, o: &op::ListOp) -> Outcome {
 
 fn inode(root: BorrowedFd<'_>, o: &op::InodeOp, inodes: &mut Inodes) -> Outcome {
     let (parent, name) = parent(root, &o.path.0)?;
-    let st = rustix::fs::statx(&parent, &name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO)?;
+    let wanted = StatxFlags::INO | StatxFlags::NLINK;
+    let st = rustix::fs::statx(&parent, &name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
+    if let Some(names) = o.names
+        && st.stx_nlink != names
+    {
+        return Err(Failure::Mismatch(format!(
+            "{} names in its inode, not {names}",
+            st.stx_nlink
+        )));
+    }
     let id: InodeId = (st.stx_dev_major, st.stx_dev_minor, st.stx_ino);
     let saved = |name: &String| {
         let found = inodes.0.get(name).copied();

@@ -112,7 +112,7 @@ fn every_kind_is_built_as_stated() {
     "[{file: f, text: xy, mode: '0644'}]"
 )]
 #[case::seen_again(
-    "[{file: f, text: x}, {inode: f, save: i}, {rename: f, to: g}, {inode: g, same-as: i}, {file: h}, {inode: h, differs-from: i}, {read: g, is: x}, {list: /, are: [g, h]}]",
+    "[{file: f, text: x}, {inode: f, save: i}, {rename: f, to: g}, {inode: g, same-as: i}, {file: h}, {inode: h, differs-from: i, names: 1}, {read: g, is: x}, {list: /, are: [g, h]}]",
     "[{file: g}, {file: h}]"
 )]
 #[case::xattrs(
