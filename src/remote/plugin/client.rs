@@ -15,7 +15,7 @@ use ureq_proto::client::{Call, RecvResponseResult, SendRequestResult};
 use ureq_proto::http::{Request, StatusCode};
 
 use super::Address;
-use super::http::{Connection, Limit, PIECE, PIECE_AS_CHUNKS, Stream, malformed};
+use super::http::{Chunks, Connection, Frame, Limit, Stream, malformed};
 use super::wire::Answer;
 use crate::graphdriver::{Error, Result};
 use crate::sync::lock;
@@ -230,23 +230,20 @@ impl Client {
         let wire = Broken::Wire;
         let mut connection = self.connection().map_err(wire)?;
         let (head, call) = begin(target, None, 0).map_err(wire)?;
-        let SendRequestResult::SendBody(mut call) = call else {
+        let SendRequestResult::SendBody(call) = call else {
             return Err(wire(io::Error::other("the request has no body")));
         };
         connection
             .send(&head, Limit::Each(self.limit))
             .map_err(wire)?;
-        let (mut piece, mut chunks) = (vec![0; PIECE], vec![0; PIECE_AS_CHUNKS]);
+        let mut frame = Frame::new();
         loop {
-            let n = match body.read(&mut piece) {
+            let n = match body.read(frame.piece()) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 // The connection is dropped without the last chunk: nobody takes it for the whole.
                 read => read.map_err(Broken::Source)?,
             };
-            let (_, len) = call
-                .write(&piece[..n], &mut chunks)
-                .map_err(|e| wire(malformed(&e)))?;
-            if !push(&mut connection, &chunks[..len], self.limit).map_err(wire)? {
+            if !push(&mut connection, frame.chunk(n), self.limit).map_err(wire)? {
                 return Ok((Some(connection), ended(call)?, true));
             }
             if n == 0 {
@@ -407,12 +404,25 @@ fn receive(
     })
 }
 
+fn chunked(call: Option<&Call<RecvBody>>) -> bool {
+    call.is_some_and(|call| call.body_mode() == BodyMode::Chunked)
+}
+
+/// The end of a connection before that of an answer, in words.
+fn broken_off(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::new(e.kind(), "it broke its answer off"),
+        _ => e,
+    }
+}
+
 /// The body of an answer, read as it comes.
 #[derive(Debug)]
 pub(super) struct Body {
     client: Arc<Client>,
     connection: Option<Connection>,
     call: Option<Call<RecvBody>>,
+    chunks: Option<Chunks>,
     keep: bool,
     limit: Limit,
     /// The call that errors name, where nobody else does.
@@ -424,6 +434,7 @@ impl Body {
         let mut body = Self {
             client: Arc::clone(client),
             connection: Some(head.connection),
+            chunks: chunked(head.body.as_ref()).then(Chunks::default),
             call: head.body,
             keep: head.keep,
             limit,
@@ -463,6 +474,18 @@ impl Body {
             let (Some(call), Some(connection)) = (&mut self.call, &mut self.connection) else {
                 return Ok(0);
             };
+            if let Some(chunks) = &mut self.chunks {
+                let n = chunks
+                    .read(connection, out, Some(self.limit))
+                    .map_err(broken_off)?;
+                if n == 0 {
+                    // The call is told of an end, too.
+                    call.read(b"0\r\n\r\n", &mut [0; 8])
+                        .map_err(|e| malformed(&e))?;
+                    self.over();
+                }
+                return Ok(n);
+            }
             let until_closed = call.body_mode() == BodyMode::CloseDelimited;
             if call.can_proceed() && !until_closed {
                 self.over();
@@ -483,8 +506,7 @@ impl Body {
                     self.over();
                     return Ok(0);
                 }
-                let why = "it broke its answer off";
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+                return Err(broken_off(io::ErrorKind::UnexpectedEof.into()));
             }
         }
     }

@@ -6,15 +6,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_send_buffer_size;
+
 use super::Address;
 
 /// The most that the head of a request or of an answer may take, in bytes.
 pub(super) const MAX_HEAD: usize = 64 << 10;
 
-/// How much of a body is sent at once: whole chunks of the size that `ureq-proto` makes (10 KiB and 8 bytes around each).
-pub(super) const PIECE: usize = 8 * (10 << 10);
-/// The room that a piece takes as chunks.
-pub(super) const PIECE_AS_CHUNKS: usize = PIECE + 8 * 8;
+/// How much of a stream is sent at once, as one chunk.
+pub(super) const PIECE: usize = 128 << 10;
+
+/// As much as this is read into the caller's buffer itself.
+const DIRECT: usize = 8 << 10;
+
+/// The buffer of a socket that streams go through, as far as the system allows it.
+const SOCKET_BUFFER: usize = 1 << 20;
 
 /// A connected socket.
 #[derive(Debug)]
@@ -141,15 +147,20 @@ pub(super) struct Connection {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    /// The time limit that the socket was given last.
+    given: Option<Duration>,
 }
 
 impl Connection {
     pub fn new(stream: Stream) -> Self {
+        // A smaller one is slower, no more.
+        let _ = set_socket_send_buffer_size(&stream, SOCKET_BUFFER);
         Self {
             stream,
             bytes: vec![0; MAX_HEAD].into(),
             start: 0,
             end: 0,
+            given: None,
         }
     }
 
@@ -181,18 +192,23 @@ impl Connection {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let read = self.read_into(&mut bytes[self.end..], limit);
+        self.bytes = bytes;
+        self.end += *read.as_ref().unwrap_or(&0);
+        read
+    }
+
+    /// Reads into a buffer of the caller's, past what came in and was not used yet, which there must be none of.
+    fn read_into(&mut self, out: &mut [u8], limit: Option<Limit>) -> io::Result<usize> {
         loop {
             if let Some(limit) = limit {
-                self.stream.set_timeouts(limit.left()?)?;
+                self.limit(limit)?;
             }
-            match self.stream.read(&mut self.bytes[self.end..]) {
-                Ok(n) => {
-                    self.end += n;
-                    return Ok(n);
-                }
+            match self.stream.read(out) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    return Err(match limit {
+                read => {
+                    return read.map_err(|e| match limit {
                         Some(limit) => limit.of(e),
                         None => e,
                     });
@@ -201,10 +217,164 @@ impl Connection {
         }
     }
 
+    /// Has the socket keep to a limit; streams have the same for each piece.
+    fn limit(&mut self, limit: Limit) -> io::Result<()> {
+        let left = limit.left()?;
+        if self.given != Some(left) {
+            self.stream.set_timeouts(left)?;
+            self.given = Some(left);
+        }
+        Ok(())
+    }
+
     /// Writes all of it within the limit.
     pub fn send(&mut self, bytes: &[u8], limit: Limit) -> io::Result<()> {
-        self.stream.set_timeouts(limit.left()?)?;
+        self.limit(limit)?;
         self.stream.write_all(bytes).map_err(|e| limit.of(e))
+    }
+}
+
+/// A body in chunks. `ureq-proto` would copy it once more on either side, which halves the rate of an archive.
+#[derive(Debug, Default)]
+pub(super) struct Chunks {
+    at: At,
+    /// What is still to come of the chunk.
+    left: u64,
+}
+
+/// What comes next of a body in chunks.
+#[derive(Debug, Default, PartialEq)]
+enum At {
+    #[default]
+    Size,
+    Data,
+    /// The end of the line after the data.
+    Line,
+    /// Lines up to an empty one.
+    Trailer,
+    Over,
+}
+
+impl Chunks {
+    /// Reads some of it; 0 is its end.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other side ends before it; it is none; the connection's.
+    pub fn read(
+        &mut self,
+        connection: &mut Connection,
+        out: &mut [u8],
+        limit: Option<Limit>,
+    ) -> io::Result<usize> {
+        loop {
+            match self.at {
+                At::Over => return Ok(0),
+                At::Data => {
+                    let most = usize::try_from(self.left)
+                        .unwrap_or(usize::MAX)
+                        .min(out.len());
+                    let n = if connection.data().is_empty() && most >= DIRECT {
+                        let n = connection.read_into(&mut out[..most], limit)?;
+                        if n == 0 {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                        n
+                    } else {
+                        more(connection, limit, |data| !data.is_empty())?;
+                        let n = connection.data().len().min(most);
+                        out[..n].copy_from_slice(&connection.data()[..n]);
+                        connection.consume(n);
+                        n
+                    };
+                    self.left -= n as u64;
+                    if self.left == 0 {
+                        self.at = At::Line;
+                    }
+                    return Ok(n);
+                }
+                At::Size | At::Line | At::Trailer => self.line(connection, limit)?,
+            }
+        }
+    }
+
+    fn line(&mut self, connection: &mut Connection, limit: Option<Limit>) -> io::Result<()> {
+        more(connection, limit, |data| data.contains(&b'\n'))?;
+        let data = connection.data();
+        let len = data.iter().position(|b| *b == b'\n').unwrap_or_default();
+        let line = data[..len].trim_ascii_end();
+        self.at = match self.at {
+            At::Size => {
+                let digits = line.split(|b| *b == b';').next().unwrap_or_default();
+                let digits = std::str::from_utf8(digits.trim_ascii()).unwrap_or_default();
+                // Signs are none of a size's.
+                let size = u64::from_str_radix(digits, 16).ok();
+                match size.filter(|_| !digits.starts_with('+')) {
+                    Some(0) => At::Trailer,
+                    Some(size) => {
+                        self.left = size;
+                        At::Data
+                    }
+                    None => return Err(no_chunk()),
+                }
+            }
+            At::Line if !line.is_empty() => return Err(no_chunk()),
+            At::Trailer if line.is_empty() => At::Over,
+            At::Trailer => At::Trailer,
+            _ => At::Size,
+        };
+        connection.consume(len + 1);
+        Ok(())
+    }
+}
+
+/// Reads until what came in is enough.
+fn more(
+    connection: &mut Connection,
+    limit: Option<Limit>,
+    enough: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
+    while !enough(connection.data()) {
+        if connection.fill(limit)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+fn no_chunk() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "it is no HTTP: a chunk that is none",
+    )
+}
+
+/// A buffer for a piece of a stream with room for what makes a chunk of it.
+pub(super) struct Frame(Vec<u8>);
+
+impl Frame {
+    /// Room for the size, in at most eight digits, and the end of its line.
+    const HEAD: usize = 10;
+
+    pub fn new() -> Self {
+        Self(vec![0; Self::HEAD + PIECE + 2])
+    }
+
+    /// Where the piece goes.
+    pub fn piece(&mut self) -> &mut [u8] {
+        &mut self.0[Self::HEAD..Self::HEAD + PIECE]
+    }
+
+    /// The first `n` bytes of the piece as a chunk; of none, the last chunk.
+    pub fn chunk(&mut self, n: usize) -> &[u8] {
+        if n == 0 {
+            return b"0\r\n\r\n";
+        }
+        let head = format!("{n:x}\r\n");
+        let start = Self::HEAD - head.len();
+        self.0[start..Self::HEAD].copy_from_slice(head.as_bytes());
+        let end = Self::HEAD + n;
+        self.0[end..end + 2].copy_from_slice(b"\r\n");
+        &self.0[start..end + 2]
     }
 }
 

@@ -17,12 +17,13 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
+use ureq_proto::BodyMode;
 use ureq_proto::http::{Response, StatusCode};
 use ureq_proto::server::state::{ProvideResponse, RecvBody, SendBody};
 use ureq_proto::server::{RecvRequestResult, Reply, SendResponseResult};
 
 use super::handlers::{Outcome, bad, drain, handle};
-use super::http::{Connection, PIECE, PIECE_AS_CHUNKS, Stream, malformed};
+use super::http::{Chunks, Connection, Frame, Stream, malformed};
 use super::session::{Session, Start, hold};
 use crate::graphdriver::{Error, Result};
 use crate::sync::lock;
@@ -371,6 +372,7 @@ fn refuse(connection: &mut Connection, why: &str) -> io::Result<bool> {
 struct Incoming<'c> {
     connection: &'c mut Connection,
     state: State,
+    chunks: Option<Chunks>,
 }
 
 /// Where a request is at. (The other one is between two states.)
@@ -404,7 +406,15 @@ impl<'c> Incoming<'c> {
             Some(RecvRequestResult::ProvideResponse(reply)) => State::Over(reply),
             None => return Err(io::Error::other("the request has no end")),
         };
-        Ok(Self { connection, state })
+        let chunked = match &state {
+            State::Body(reply) => !lengthless && reply.body_mode() == BodyMode::Chunked,
+            State::Over(_) => false,
+        };
+        Ok(Self {
+            connection,
+            state,
+            chunks: chunked.then(Chunks::default),
+        })
     }
 
     /// After the whole body.
@@ -429,6 +439,16 @@ impl Read for Incoming<'_> {
             if reply.is_ended() {
                 return Ok(0);
             }
+            if let Some(chunks) = &mut self.chunks {
+                let n = chunks.read(self.connection, out, None).map_err(hung_up)?;
+                if n == 0 {
+                    // The call is told of an end, too.
+                    reply
+                        .read(b"0\r\n\r\n", &mut [0; 8])
+                        .map_err(|e| malformed(&e))?;
+                }
+                return Ok(n);
+            }
             let (used, made) = reply
                 .read(self.connection.data(), out)
                 .map_err(|e| malformed(&e))?;
@@ -437,10 +457,19 @@ impl Read for Incoming<'_> {
                 return Ok(made);
             }
             if used == 0 && !reply.is_ended() && self.connection.fill(None)? == 0 {
-                let why = "the other side hung up in the middle of it";
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+                return Err(hung_up(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+    }
+}
+
+/// The end of a connection before that of a request, in words.
+fn hung_up(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(e.kind(), "the other side hung up in the middle of it")
+        }
+        _ => e,
     }
 }
 
@@ -501,26 +530,23 @@ fn stream(
     first: &[u8],
     mut rest: impl Read,
 ) -> io::Result<Reply<SendBody>> {
-    let mut chunks = vec![0; PIECE_AS_CHUNKS];
-    let mut push = |reply: &mut Reply<SendBody>, piece: &[u8]| -> io::Result<()> {
-        let (_, len) = reply.write(piece, &mut chunks).map_err(|e| malformed(&e))?;
-        connection.stream.write_all(&chunks[..len])
-    };
+    let mut frame = Frame::new();
     if !first.is_empty() {
-        push(&mut reply, first)?;
+        frame.piece()[..first.len()].copy_from_slice(first);
+        connection.stream.write_all(frame.chunk(first.len()))?;
     }
-    let mut piece = vec![0; PIECE];
     loop {
-        let n = match rest.read(&mut piece) {
+        let n = match rest.read(frame.piece()) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             read => read?,
         };
         if n == 0 {
             // What is held for it, such as a mount, is given back before the caller knows of the end.
             drop(rest);
-            push(&mut reply, &[])?;
+            connection.stream.write_all(frame.chunk(0))?;
+            reply.write(&[], &mut [0; 8]).map_err(|e| malformed(&e))?;
             return Ok(reply);
         }
-        push(&mut reply, &piece[..n])?;
+        connection.stream.write_all(frame.chunk(n))?;
     }
 }
