@@ -3,20 +3,22 @@
 //! A transaction is written down, the pool is told, the device's record is written or deleted, and the pool's number is raised. A process
 //! that dies in between leaves a number on record that the pool does not have yet; the next start takes the device away then.
 
+mod active;
+mod base;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::filesystem::{Filesystem, set_xfs_retries};
+use self::active::unless_gone;
+use super::filesystem::Filesystem;
 use super::options::Options;
-use super::pool::{Pool, remove_when_free};
+use super::pool::Pool;
 use super::records::{Device, DeviceSet, Devices, Key, Records, Transaction};
 use crate::graphdriver::{Error, Result};
-use crate::sys::dm::{self, Control, Info, MAX_NAME, Removed, SECTOR, Table};
+use crate::sys::dm::{self, Control, MAX_NAME, Removed};
 
-/// The size of the base device when nobody says, in bytes.
-const BASE_SIZE: u64 = 10 << 30;
 /// Device numbers have 24 bits.
 const NUMBERS: u32 = 1 << 24;
 /// How long a device that is just going, or whose filesystem is, may take.
@@ -270,42 +272,6 @@ impl Set {
         }
     }
 
-    /// Has all that is on its way to a device reach it, and keeps more from coming, while something is done.
-    fn while_suspended<T>(&self, name: &str, work: impl FnOnce() -> T) -> Result<T> {
-        let failed = |op| move |e| Error::io(op, format!("/dev/mapper/{name}"), e);
-        // One that is to go with its last user would do so between two calls.
-        let Some(active) = self.stays(name).map_err(failed("keep"))? else {
-            return Ok(work());
-        };
-        self.suspend(name).map_err(failed("suspend"))?;
-        let done = work();
-        self.control.resume(name).map_err(failed("resume"))?;
-        if active.goes {
-            self.control.remove(name, true).map_err(failed("remove"))?;
-        }
-        Ok(done)
-    }
-
-    fn suspend(&self, name: &str) -> Result<(), Errno> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            match self.control.suspend(name) {
-                // Since Linux 6.8 said of a device whose filesystem is just going.
-                Err(Errno::INVAL) if Instant::now() < until => std::thread::sleep(PAUSE),
-                other => return other,
-            }
-        }
-    }
-
-    /// Has all that was written into a layer reach its device, in its last place.
-    ///
-    /// # Errors
-    /// Not all of it could be written.
-    pub fn write_out(&self, key: &Key) -> Result<()> {
-        let name = self.name(key, &self.device(key)?);
-        self.while_suspended(&name, || ())
-    }
-
     fn next_number(&mut self) -> Result<u32> {
         for _ in 0..NUMBERS {
             self.set.next_device_id = (self.set.next_device_id + 1) % NUMBERS;
@@ -450,112 +416,6 @@ impl Set {
         let _ = self.is_idle(key, device, A_MOMENT);
     }
 
-    /// Makes a device usable.
-    pub fn activate(&self, key: &Key, device: &Device) -> Result<Info> {
-        let name = self.name(key, device);
-        let failed = |op| {
-            let path = format!("/dev/mapper/{name}");
-            move |e: Errno| Error::io(op, path.clone(), e)
-        };
-        let pool = self.pool.info(&self.control)?.ok_or(Errno::NXIO);
-        let (major, minor) = pool.map_err(self.pool.failed("look at"))?.number;
-        let table = Table {
-            sectors: device.size / SECTOR,
-            target: "thin".to_owned(),
-            parameters: format!("{major}:{minor} {}", device.device_id),
-        };
-        if let Some(info) = self.stays(&name).map_err(failed("keep"))? {
-            let is = self.control.table(&name).map_err(failed("look at"))?;
-            if is.as_ref() == Some(&table) {
-                return Ok(info);
-            }
-            let smaller =
-                |is: Table| is.parameters == table.parameters && is.sectors < table.sectors;
-            if is.is_some_and(smaller) {
-                self.control
-                    .reload(&name, &table)
-                    .map_err(failed("enlarge"))?;
-                return Ok(info);
-            }
-            // Of a home that is gone and had the same inode, or of a maker that was killed before it gave it a table.
-            self.control
-                .remove(&name, false)
-                .map_err(failed("remove"))?;
-        }
-        self.control
-            .create(&name, "", &table)
-            .map_err(failed("activate"))
-    }
-
-    /// The device as it was found if it is active, which it then stays, and is not suspended.
-    fn stays(&self, name: &str) -> Result<Option<Info>, Errno> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let Some(info) = self.control.info(name)? else {
-                return Ok(None);
-            };
-            if info.goes {
-                match self.control.keep(name) {
-                    Ok(()) => {}
-                    Err(Errno::NXIO) => return Ok(None),
-                    Err(Errno::BUSY) if Instant::now() < until => {
-                        std::thread::sleep(PAUSE);
-                        continue;
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-            if info.suspended {
-                self.control.resume(name)?;
-            }
-            return Ok(Some(info));
-        }
-    }
-
-    /// Makes a device unusable once its last user has gone.
-    pub fn deactivate(&self, key: &Key, device: &Device) -> Result<Removed> {
-        let name = self.name(key, device);
-        if !self.options.deferred_removal {
-            return self.remove_now(&name, key);
-        }
-        match self.control.remove(&name, true) {
-            Err(Errno::NXIO) => Ok(Removed::Gone),
-            other => other.map_err(|e| Error::io("remove", format!("/dev/mapper/{name}"), e)),
-        }
-    }
-
-    fn remove_now(&self, name: &str, key: &Key) -> Result<Removed> {
-        match remove_when_free(&self.control, name) {
-            Ok(()) => Ok(Removed::Gone),
-            Err(Errno::BUSY) => Err(in_use(key)),
-            Err(e) => Err(Error::io("remove", format!("/dev/mapper/{name}"), e)),
-        }
-    }
-
-    /// Tells the filesystem that is mounted from a device what only it can be told.
-    pub fn tune(&self, info: &Info) -> Result<()> {
-        match (self.options.xfs_retries, self.filesystem()?) {
-            (Some(retries), Filesystem::Xfs) => {
-                set_xfs_retries(&format!("dm-{}", info.number.1), retries)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Lets devices go on that a process was snapshotting when it was killed.
-    fn resume_all(&self) -> Result<()> {
-        for (key, device) in self.known() {
-            let name = self.name(key, device);
-            let failed = |e| Error::io("resume", format!("/dev/mapper/{name}"), e);
-            if let Some(info) = self.control.info(&name).map_err(failed)?
-                && info.suspended
-            {
-                unless_gone(self.control.resume(&name)).map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Takes back what a process had begun when it was killed.
     fn roll_back(&mut self) -> Result<()> {
         let Some(begun) = self.records.transaction()? else {
@@ -597,93 +457,6 @@ impl Set {
         }
     }
 
-    /// Makes the base device, or looks whether it is the one on record.
-    fn base(&mut self) -> Result<()> {
-        match self.devices.get(&Key::Base) {
-            Some(Err(why)) => {
-                return Err(Error::Damaged {
-                    id: "base".to_owned(),
-                    why: why.clone(),
-                });
-            }
-            Some(Ok(device)) if device.initialized => {
-                let device = *device;
-                let checked = self.check_base(&device);
-                self.deactivate(&Key::Base, &device)?;
-                return checked;
-            }
-            Some(Ok(_)) => self.delete(&Key::Base)?,
-            None => {}
-        }
-        let size = self.options.base_size.unwrap_or(BASE_SIZE) / SECTOR * SECTOR;
-        self.make(&Key::Base, None, size)?;
-        let device = self.device(&Key::Base)?;
-        let made = self.make_base_filesystem(&device);
-        let left = self.deactivate(&Key::Base, &device);
-        made.and(left.map(drop)).inspect_err(|_| {
-            let _ = self.delete(&Key::Base);
-        })
-    }
-
-    fn make_base_filesystem(&mut self, device: &Device) -> Result<()> {
-        let named = self.options.filesystem.as_deref();
-        let wanted = named.and_then(Filesystem::named);
-        let wanted = wanted.unwrap_or_else(Filesystem::usual);
-        let info = self.activate(&Key::Base, device)?;
-        let node = dm::node(&info, self.pool.nodes())
-            .map_err(|e| Error::io("find the node of", self.name(&Key::Base, device), e))?;
-        wanted.make(&node, device.size, &self.options.mkfs_arguments)?;
-        let (found, uuid) = Filesystem::probe(&node)?;
-        self.set.base_filesystem = found.name().to_owned();
-        self.set.base_uuid = uuid;
-        self.records.set_device_set(&self.set)?;
-        let device = Device {
-            initialized: true,
-            ..*device
-        };
-        self.records.set(&Key::Base, &device)?;
-        self.devices.insert(Key::Base, Ok(device));
-        Ok(())
-    }
-
-    fn check_base(&mut self, device: &Device) -> Result<()> {
-        let info = self.activate(&Key::Base, device)?;
-        let node = dm::node(&info, self.pool.nodes())
-            .map_err(|e| Error::io("find the node of", self.name(&Key::Base, device), e))?;
-        let (found, uuid) = Filesystem::probe(&node)?;
-        if self.set.base_uuid.is_empty() {
-            self.set.base_uuid = uuid;
-            self.set.base_filesystem = found.name().to_owned();
-            return self.records.set_device_set(&self.set);
-        }
-        if uuid != self.set.base_uuid {
-            return Err(Error::Prerequisites(format!(
-                "the base device of the pool {} has the uuid {uuid}, and the home's has {}: it is another pool",
-                self.pool.name, self.set.base_uuid
-            )));
-        }
-        self.set.base_filesystem = found.name().to_owned();
-        Ok(())
-    }
-
-    /// How large the base device is to become; `None` when it stays.
-    ///
-    /// # Errors
-    /// It would become smaller.
-    pub fn base_growth(&self) -> Result<Option<u64>> {
-        let is = self.device(&Key::Base)?.size;
-        match self.options.base_size.map(|size| size / SECTOR * SECTOR) {
-            Some(wanted) if wanted < is => Err(Error::InvalidOption {
-                key: "dm.basesize".to_owned(),
-                why: format!(
-                    "{wanted} bytes are less than the {is} of the base device that is there"
-                ),
-            }),
-            Some(wanted) if wanted > is => Ok(Some(wanted)),
-            _ => Ok(None),
-        }
-    }
-
     /// Writes down another size of a device.
     pub fn set_size(&mut self, key: &Key, size: u64) -> Result<()> {
         let device = Device {
@@ -693,14 +466,6 @@ impl Set {
         self.records.set(key, &device)?;
         self.devices.insert(key.clone(), Ok(device));
         Ok(())
-    }
-}
-
-/// What was done to a device, or nothing when the device has gone meanwhile.
-fn unless_gone<T>(done: Result<T, Errno>) -> Result<(), Errno> {
-    match done {
-        Ok(_) | Err(Errno::NXIO) => Ok(()),
-        Err(e) => Err(e),
     }
 }
 
