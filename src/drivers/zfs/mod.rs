@@ -25,10 +25,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::mounts::Mounts;
+use self::mounts::{Mounts, make_mount_point};
 use self::program::{Refusal, Refused, zfs, zfs_patiently, zpool};
 use self::work::{Lock, Record};
-use super::home::{Home, IdLocks, is_temporary, set_owner_and_mode, size_option};
+use super::home::{
+    Home, IdLocks, is_temporary, remove_mount_point, set_owner_and_mode, size_option,
+};
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiff,
     ProtoDriver, Result, parse_key_value,
@@ -98,7 +100,24 @@ impl Zfs {
             mounts: Mounts::default(),
         };
         work::sweep(&driver.home, &lock)?;
+        driver.sweep_mount_points()?;
         Ok(driver)
+    }
+
+    /// Removes mount points of layers that are not there: a process was killed, or somebody else destroyed the dataset.
+    fn sweep_mount_points(&self) -> Result<()> {
+        let graph = self.home.path().join(GRAPH);
+        let failed = |e| Error::io("read the directory", &graph, e);
+        for entry in std::fs::read_dir(&graph).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let id = entry.file_name().into_string().ok();
+            let id = id.and_then(|id| layer_id(&id).ok());
+            if !id.is_some_and(|id| self.has(&id).unwrap_or(true)) {
+                // What is not ours to remove stays.
+                let _ = remove_mount_point(&entry.path());
+            }
+        }
+        Ok(())
     }
 
     fn dataset_of(&self, id: &LayerId) -> String {
@@ -132,7 +151,9 @@ impl Zfs {
             options.extend(["-o", quota]);
         }
         let lock = Lock::shared(self.home.path())?;
-        match &parent {
+        let at = self.home.layer_path(&id);
+        make_mount_point(&at)?;
+        let made = match &parent {
             Some(parent) => self.clone_layer(&id, parent, &options, &lock),
             None if self.home.root_owner() == Owner::default() => {
                 let name = self.dataset_of(&id);
@@ -141,7 +162,12 @@ impl Zfs {
                 create(&options, &name, &lock).map_err(|e| e.on(&id))
             }
             None => self.create_owned(&id, &options, &lock),
+        };
+        if made.is_err() {
+            // The first failure is the one to tell; the next start removes it else.
+            let _ = remove_mount_point(&at);
         }
+        made
     }
 
     /// Makes a layer as a clone of what its parent holds now.
@@ -262,7 +288,8 @@ impl ProtoDriver for Zfs {
         // What was put aside may be all that still lies on this one.
         work::retry(&self.home, &lock);
         self.mounts.release(&self.home, &id)?;
-        self.destroy(&id, &lock)
+        self.destroy(&id, &lock)?;
+        remove_mount_point(&self.home.layer_path(&id))
     }
 
     fn get(&self, id: &str, mount_label: &str) -> Result<PathBuf> {

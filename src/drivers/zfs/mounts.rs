@@ -1,4 +1,6 @@
 //! Who has a layer: mounts, counted.
+//!
+//! A layer has its mount point as long as it is there (moby's driver makes it for each use): where the pool is full, none can be made.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ impl Mounts {
             Err(e) => {
                 if self.0.decrement(&at) <= 0 {
                     // The first failure is the one to tell.
-                    let _ = take_away(&at);
+                    let _ = unmount(&at);
                 }
                 Err(e)
             }
@@ -50,7 +52,7 @@ impl Mounts {
         if self.0.decrement(&at) > 0 {
             return Ok(());
         }
-        take_away(&at)
+        unmount(&at)
     }
 
     /// Unmounts the layer whoever uses it, and forgets that.
@@ -60,7 +62,7 @@ impl Mounts {
         if std::fs::symlink_metadata(&at).is_ok() {
             unmount_below(&at)?;
         }
-        take_away(&at)
+        unmount(&at)
     }
 
     /// Unmounts every layer below the home, also of earlier processes; nothing else that is mounted there.
@@ -72,7 +74,7 @@ impl Mounts {
         for mount in below.iter().rev() {
             let done = if mount.path.parent() == Some(&graph) {
                 self.0.forget(&mount.path);
-                take_away(&mount.path)
+                unmount(&mount.path)
             } else if mount.path.starts_with(&graph) && mount.path != graph {
                 detach(&mount.path)
             } else {
@@ -112,13 +114,18 @@ impl Mounts {
                 .and_then(|root| work(root.as_fd()))
                 .map_err(|e| Error::io("set up", &at, e))
         });
-        let gone = take_away(&at);
+        let gone = unmount(&at).and_then(|()| remove_mount_point(&at));
         done.and(gone)
     }
 }
 
+/// Makes the directory where a layer is mounted, if it is missing.
+pub(super) fn make_mount_point(at: &Path) -> Result<()> {
+    make_dir_if_missing(at, 0o755)
+}
+
 fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
-    make_dir_if_missing(at, 0o755)?;
+    make_mount_point(at)?;
     let data = if label.is_empty() {
         String::new()
     } else {
@@ -133,14 +140,13 @@ fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
     .map_err(|e| Error::io("mount", at, e))
 }
 
-/// Unmounts and removes the mount point.
-fn take_away(at: &Path) -> Result<()> {
+/// Unmounts; that nothing is mounted is success.
+fn unmount(at: &Path) -> Result<()> {
     match sys::mount::umount(at).map_err(|e| Errno::from_io_error(&e).ok_or(e)) {
-        Ok(()) | Err(Ok(Errno::INVAL | Errno::NOENT)) => {}
+        Ok(()) | Err(Ok(Errno::INVAL | Errno::NOENT)) => Ok(()),
         // Somebody has a file open: it is gone from here now, and the dataset is free when that is closed.
-        Err(Ok(Errno::BUSY)) => detach(at)?,
-        Err(Ok(e)) => return Err(Error::io("unmount", at, e)),
-        Err(Err(e)) => return Err(Error::io("unmount", at, e)),
+        Err(Ok(Errno::BUSY)) => detach(at),
+        Err(Ok(e)) => Err(Error::io("unmount", at, e)),
+        Err(Err(e)) => Err(Error::io("unmount", at, e)),
     }
-    remove_mount_point(at)
 }
