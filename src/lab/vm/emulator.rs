@@ -87,7 +87,14 @@ impl Emulator {
             "-cpu",
             self.cpu(),
         ]);
-        command.args(["-smp", "1", "-m", &memory_mib.to_string()]);
+        let processors =
+            std::thread::available_parallelism().map_or(1, |n| n.get().min(PROCESSORS));
+        command.args([
+            "-smp",
+            &processors.to_string(),
+            "-m",
+            &memory_mib.to_string(),
+        ]);
         command.arg("-kernel").arg(&kernel.image);
         command.arg("-initrd").arg(guest.initrd);
         let first = super::initrd::FIRST;
@@ -148,6 +155,9 @@ pub(super) struct Files<'a> {
     /// The kernel says everything.
     pub talkative: bool,
 }
+
+/// The most processors that a guest has, in which scenarios run side by side.
+const PROCESSORS: usize = 2;
 
 /// What a guest's kernel is told: its console, to end at once when it breaks, and to leave out what takes time and guards nothing in a
 /// machine that lives for minutes. One such thing breaks kernels besides: the test of the timer counts its ticks during a short loop, in
