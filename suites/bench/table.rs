@@ -582,13 +582,9 @@ fn btrfs_changes(name: &str, at: &Path) -> Line {
     let write = move || std::fs::write(&file, "changed").expect("write");
     let mut walk = ours("walk-changes", vec![child, base]).reset_by(write.clone());
     walk.name = "walk";
-    let native = ours("layer-changes", vec![mounted.0.clone()]).reset_by(move || {
-        // It is unmounted with the line.
-        let _ = &mounted;
-        write();
-    });
+    let native = ours("layer-changes", vec![mounted.0.clone()]).reset_by(write);
     Line {
-        end: Box::new(|| {}),
+        end: Box::new(move || drop(mounted)),
         name: name.into(),
         ours: native,
         theirs: walk,
