@@ -148,15 +148,22 @@ impl Cell {
             .count()
     }
 
+    /// How many bad results there are of each level that counts, where there are any: `2 must`.
+    fn bad_by_level(&self) -> Vec<String> {
+        ["must", "should"]
+            .into_iter()
+            .map(|level| (level, self.count(level, Outcome::is_bad)))
+            .filter(|(_, n)| *n > 0)
+            .map(|(level, n)| format!("{n} {level}"))
+            .collect()
+    }
+
     /// The verdict in a word or two, for a table: `conforms`, `2 must`, `damaged`, `skipped`, `error`.
     pub fn verdict_in_short(&self) -> String {
-        let bad = |level: &str| match self.count(level, Outcome::is_bad) {
-            0 => None,
-            n => Some(format!("{n} {level}")),
-        };
-        let damaged = (!self.damage.is_empty()).then(|| "damaged".to_string());
-        let bad = ["must", "should"].into_iter().filter_map(bad);
-        let bad: Vec<String> = bad.chain(damaged).collect();
+        let mut bad = self.bad_by_level();
+        if !self.damage.is_empty() {
+            bad.push("damaged".to_string());
+        }
         match self.status {
             CellStatus::Skipped => "skipped".to_string(),
             CellStatus::Error => "error".to_string(),
@@ -183,12 +190,7 @@ impl Cell {
             }
             CellStatus::Ran => {}
         }
-        let mut bad: Vec<String> = ["must", "should"]
-            .into_iter()
-            .map(|level| (level, self.count(level, Outcome::is_bad)))
-            .filter(|(_, n)| *n > 0)
-            .map(|(level, n)| format!("{n} {level}"))
-            .collect();
+        let mut bad = self.bad_by_level();
         if !self.damage.is_empty() {
             bad.push("its filesystem is damaged".to_string());
         }
