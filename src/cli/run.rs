@@ -144,7 +144,7 @@ pub(super) fn main(args: &Args) -> anyhow::Result<Status> {
         }
     };
     let options = Options {
-        // A guest has one processor.
+        // A guest has two processors.
         jobs: match (args.jobs, &guests) {
             (Some(jobs), _) => jobs.into(),
             (None, Some(_)) => 4,

@@ -107,36 +107,39 @@ impl FromStr for Wanted {
     }
 }
 
-/// How often a report's file is written anew while results come in.
+/// How often a report's file is written anew while results come in, at the most.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// So many times as long as the writing took is waited before the next one: that of a large report is not to keep scenarios waiting.
+const SHARE: u32 = 20;
 
 /// One report's file.
 #[derive(Debug)]
 pub struct File {
     wanted: Wanted,
-    written: Option<Instant>,
+    /// When it is due to be written anew while results come in.
+    due: Option<Instant>,
 }
 
 impl File {
     /// A file to be written; nothing is done yet.
     pub fn new(wanted: Wanted) -> Self {
-        Self {
-            wanted,
-            written: None,
-        }
+        Self { wanted, due: None }
     }
 
-    /// Brings the file up to date: at once when something begins or ends, and while results come in every half second.
+    /// Brings the file up to date: at once when something begins or ends, and while results come in every half second, or as much
+    /// more seldom as keeps a twentieth of the time from being spent on it.
     ///
     /// # Errors
     /// The file cannot be written; the message names it.
     pub fn update(&mut self, report: &Report, event: &Event) -> io::Result<()> {
+        let begun = Instant::now();
         let due = match event {
             Event::RunFinished { .. } => true,
             // What was written to a pipe cannot be written anew, so it gets the whole report once.
             _ if is_stream(&self.wanted.path) => false,
             Event::CaseStarted { .. } => false,
-            Event::CaseFinished { .. } => self.written.is_none_or(|t| t.elapsed() >= EVERY),
+            Event::CaseFinished { .. } => self.due.is_none_or(|due| begun >= due),
             _ => true,
         };
         if !due {
@@ -149,7 +152,7 @@ impl File {
                 format!("cannot write the report {}: {e}", path.display()),
             )
         })?;
-        self.written = Some(Instant::now());
+        self.due = Some(begun + EVERY.max(begun.elapsed() * SHARE));
         Ok(())
     }
 }
