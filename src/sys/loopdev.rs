@@ -296,6 +296,71 @@ mod tests {
         goes(other, &two);
     }
 
+    #[test]
+    fn those_who_attach_at_once_get_a_device_each() {
+        const EACH: usize = 4;
+        const THREADS: usize = 8;
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "run as root: sudo -E env PATH=\"$PATH\" cargo test"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let (nodes, begin) = (dir.path(), std::sync::Barrier::new(THREADS));
+        let attach_some = |thread: usize| {
+            let images = (0..EACH).map(|i| image(nodes, &format!("image{thread}-{i}")));
+            let images: Vec<PathBuf> = images.collect();
+            begin.wait();
+            let attached = images
+                .into_iter()
+                .map(|image| (attach(&image, nodes), image));
+            attached.collect::<Vec<_>>()
+        };
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|thread| scope.spawn(move || attach_some(thread)))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|t| t.join().unwrap())
+                .collect()
+        });
+        let mut numbers = std::collections::BTreeSet::new();
+        for (attached, image) in &all {
+            let attached = attached.as_ref().unwrap();
+            assert!(
+                numbers.insert(attached.number),
+                "loop{} twice",
+                attached.number
+            );
+            assert!(is_behind(&attached.file, image).unwrap());
+        }
+        for (attached, image) in all {
+            let number = attached.unwrap().number;
+            goes(number, &image);
+        }
+    }
+
+    /// No machine runs out of loop devices before a million; what does not give any says so the same way.
+    #[test]
+    fn that_no_device_is_given_is_told_and_nothing_is_attached() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "run as root: sudo -E env PATH=\"$PATH\" cargo test"
+        );
+        // A namespace of this thread's own.
+        crate::sys::ns::enter_private_mount_ns_of_test();
+        let dir = tempfile::tempdir().unwrap();
+        let one = image(dir.path(), "one");
+        crate::sys::mount::bind(Path::new("/dev/null"), Path::new("/dev/loop-control")).unwrap();
+        let refused = attach(&one, dir.path()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("find a free loop device: "),
+            "{refused}"
+        );
+        let real = one.canonicalize().unwrap();
+        assert!(attached().unwrap().iter().all(|(_, file)| *file != real));
+    }
+
     /// A child that another test has just forked has the device open until it ends.
     fn goes(number: u32, image: &Path) {
         let image = image.canonicalize().unwrap();
