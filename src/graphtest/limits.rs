@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::sys::btrfs;
-use crate::sys::mount::{MountFlags, mount, mount_table};
+use crate::sys::mount::{MountFlags, mount, mount_of};
 use crate::sys::quota::{self, Projects};
 
 /// The record of one filesystem. What has a limit is known by its number there: a project's id, a subvolume's, or a
@@ -173,12 +173,8 @@ fn datasets(top: &str) -> io::Result<Vec<Dataset>> {
 
 /// The dataset that is mounted where a directory is.
 fn dataset_on(dir: &Path) -> io::Result<String> {
-    let table = mount_table()?;
-    let above = table.iter().filter(|m| dir.starts_with(&m.path));
-    let on = above.max_by_key(|m| m.path.as_os_str().len());
-    let name = on.and_then(|m| m.source.to_str());
-    name.map(str::to_string)
-        .ok_or(io::ErrorKind::NotFound.into())
+    let name = mount_of(dir)?.source.into_string();
+    name.map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Runs `zfs` as somebody else than the driver would; what it says on its standard error is the error.

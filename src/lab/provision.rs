@@ -10,7 +10,7 @@ use super::own::Source;
 use super::stack::Stack;
 use super::{Backing, Place, Register};
 use crate::graphdriver::{FsMagic, get_fs_magic};
-use crate::sys::mount::mounts_below;
+use crate::sys::mount::{mount_of, mounts_below};
 
 /// How often, and after what pauses, giving back is tried.
 const TRIES: usize = 10;
@@ -170,14 +170,7 @@ fn available(known: &str) -> Option<u64> {
 
 /// The filesystem type of the mount that holds `dir`, from the mount table.
 fn filesystem_of(dir: &Path) -> String {
-    let mounts = mounts_below(Path::new("/")).unwrap_or_default();
-    let holds = mounts
-        .iter()
-        .enumerate()
-        .filter(|(_, m)| dir.starts_with(&m.path));
-    // The longest path holds it; of several mounted on each other, the last.
-    let best = holds.max_by_key(|(i, m)| (m.path.as_os_str().len(), *i));
-    best.map_or_else(|| "unknown".to_string(), |(_, m)| m.fs_type.clone())
+    mount_of(dir).map_or_else(|_| "unknown".to_string(), |m| m.fs_type)
 }
 
 #[cfg(test)]

@@ -185,6 +185,18 @@ pub fn mounts_below(path: &Path) -> io::Result<Vec<MountPoint>> {
     Ok(mounts)
 }
 
+/// The mount that a path, which holds no symbolic link, lies in.
+///
+/// # Errors
+/// Those of [`mount_table`].
+pub fn mount_of(path: &Path) -> io::Result<MountPoint> {
+    let mut table = mount_table()?;
+    table.retain(|m| path.starts_with(&m.path));
+    // The longest path holds it; of several mounted on each other, the last.
+    let holds = table.into_iter().max_by_key(|m| m.path.as_os_str().len());
+    holds.ok_or(io::ErrorKind::NotFound.into())
+}
+
 /// Whether something is mounted at `path` (bind mounts too); a symbolic link at its end is not followed. A mount that answers no
 /// more, because the process that served it is gone, is one.
 ///
