@@ -300,6 +300,10 @@ steps! {
         remove: bool = "remove",
         /// Holds this instead.
         text: Option<Bytes> = "text",
+        /// Holds what it holds twice, with this in between.
+        twice: Option<Bytes> = "twice",
+        /// Holds what this file of the home holds instead.
+        from: Option<String> = "from",
         /// An empty directory in its place.
         empty: bool = "empty",
     };

@@ -15,7 +15,7 @@ mod layout;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -333,9 +333,15 @@ impl Overlay2 {
         })
     }
 
-    /// Every short name must lead to a layer whose `link` it is: a name that leads elsewhere would give a wrong view.
+    /// Every short name must lead to a layer whose `link` it is: a name that leads elsewhere would give a wrong view. None may stand there
+    /// twice, nor the layer's own: the kernel mounts no directory over itself (`ELOOP`), and a program that does shows it wrongly.
     fn check_lower(&self, id: &LayerId, record: &Record) -> Result<()> {
+        let mut seen = HashSet::from([&record.link]);
         for short in &record.lower {
+            if !seen.insert(short) {
+                let why = format!("{} stands twice in its chain", short.path().display());
+                return Err(id.damaged(why));
+            }
             let below = self
                 .links
                 .layer_of(short)
@@ -371,6 +377,7 @@ impl Overlay2 {
     /// Whether `parent` is what `id` lies on directly.
     fn is_parent(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<bool> {
         let record = Record::read(&self.home, id)?;
+        self.check_lower(id, &record)?;
         Ok(match (record.lower.first(), parent) {
             (None, None) => true,
             (Some(short), Some(parent)) => self.links.layer_of(short).as_ref() == Some(parent),

@@ -107,6 +107,11 @@ impl World<'_> {
                 sys::remove::remove_tree(&path).and_then(|()| std::fs::create_dir(&path))
             } else if let Some(text) = &s.text {
                 std::fs::write(&path, &text.0)
+            } else if let Some(between) = &s.twice {
+                std::fs::read(&path)
+                    .and_then(|held| std::fs::write(&path, [&held, &*between.0, &held].concat()))
+            } else if let Some(other) = &s.from {
+                std::fs::copy(self.home.join(other), &path).map(drop)
             } else {
                 let size = s.truncate.as_ref().map_or(0, |size| size.0);
                 std::fs::OpenOptions::new()

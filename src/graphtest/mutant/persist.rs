@@ -32,6 +32,30 @@ stateless! {
     RestartEmptiesFiles;
 }
 
+/// What of a chain stands there again, is left out.
+#[derive(Debug, Default)]
+pub(super) struct ChainWithoutRepeats;
+
+impl Bug for ChainWithoutRepeats {
+    fn get(&self, b: &Base, id: &str, label: &str) -> Result<PathBuf> {
+        match b.inner.get(id, label) {
+            Err(Error::Damaged { .. }) => {
+                let layer = b.home.join(id);
+                let own = fs::read_to_string(layer.join("link")).map_err(other)?;
+                let lower = fs::read_to_string(layer.join("lower")).map_err(other)?;
+                let mut seen = BTreeSet::from([format!("l/{own}")]);
+                let once: Vec<&str> = lower
+                    .split(':')
+                    .filter(|short| seen.insert((*short).to_string()))
+                    .collect();
+                fs::write(layer.join("lower"), once.join(":")).map_err(other)?;
+                b.inner.get(id, label)
+            }
+            done => done,
+        }
+    }
+}
+
 /// Layers made before a restart do not exist after it.
 #[derive(Debug, Default)]
 pub(super) struct RestartForgets(Mutex<BTreeSet<String>>);
@@ -216,6 +240,7 @@ impl Bug for DepthErrorAtGet {
 }
 
 stateful!(
+    ChainWithoutRepeats,
     RestartForgets,
     IdBurned,
     RecreatedHasOldContent,

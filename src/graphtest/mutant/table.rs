@@ -246,6 +246,7 @@ mutants! {
     "remove-not-atomic" "A layer is emptied before it is removed." Bug(persist::RemoveNotAtomic::make);
     "start-not-atomic" "While it starts, the driver's directories have other names." Bug(persist::StartNotAtomic::make);
     "empty-link-wipes-links" "Removing a layer whose `link` file is empty removes all links." Bug(persist::EmptyLinkWipesLinks::make);
+    "chain-without-repeats" "A layer that stands twice in a chain counts once, and nothing is said." Bug(persist::ChainWithoutRepeats::make);
     "damage-shown-empty" "A damaged layer is shown as an empty one." Bug(persist::DamageShownEmpty::make);
 
     // space, read-only, power

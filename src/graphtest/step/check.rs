@@ -60,8 +60,15 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
         ),
         Action::Corrupt(s) => one_of(
             cx,
-            "truncate, remove, text, empty",
-            &[s.truncate.is_some(), s.remove, s.text.is_some(), s.empty],
+            "truncate, remove, text, twice, from, empty",
+            &[
+                s.truncate.is_some(),
+                s.remove,
+                s.text.is_some(),
+                s.twice.is_some(),
+                s.from.is_some(),
+                s.empty,
+            ],
         ),
         Action::Select(s) => one_of(
             cx,
