@@ -284,6 +284,8 @@ steps! {
         link: bool = "link",
         /// The home lies on this many overlays, each on the one before.
         overlays: Option<u32> = "overlays",
+        /// The home is a mount point: another directory is bound there.
+        bind: bool = "bind",
         /// Options `key=value` of the first driver.
         opts: Vec<String> = "opts",
     };

@@ -34,6 +34,13 @@ impl World<'_> {
         } else {
             make_dir(&self.home)?;
         }
+        if step.bind {
+            let behind = below.join("behind-the-mount");
+            make_dir(&behind)?;
+            sys::mount::bind(&behind, &self.home)
+                .map_err(|e| cannot("bind a directory to", &self.home, e))?;
+            self.bound = true;
+        }
         self.options = step.opts.clone();
         self.init(expect)
     }

@@ -31,6 +31,8 @@ pub(crate) struct World<'a> {
     pub read_only: bool,
     /// The driver's home in it.
     pub home: PathBuf,
+    /// Whether somebody has mounted something on the home, which is not the driver's.
+    pub bound: bool,
     /// The options of the driver that runs now.
     pub options: Vec<String>,
     /// The driver; `None` only between two.
@@ -75,6 +77,7 @@ impl<'a> World<'a> {
             own: None,
             read_only: false,
             home: dir.join("home"),
+            bound: false,
             options: Vec::new(),
             running: None,
             crashed: Vec::new(),
@@ -218,10 +221,23 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// No mount may be left below the home.
+    /// No mount may be left below the home. What somebody else has mounted on the home itself must be left.
     pub fn no_mounts_left(&self) -> Done {
-        let left = sys::mount::mounts_below(&self.home)
+        let mut left = sys::mount::mounts_below(&self.home)
             .map_err(|e| Fail::new(format!("the mount table cannot be read: {e}")))?;
+        if self.bound {
+            let home = self.home.canonicalize();
+            let theirs = left
+                .iter()
+                .position(|m| home.as_ref().is_ok_and(|h| *h == m.path));
+            match theirs {
+                Some(theirs) => drop(left.remove(theirs)),
+                None => {
+                    let what = "expected what is mounted on the home to stay, found it taken away";
+                    return Err(Fail::new(what));
+                }
+            }
+        }
         if left.is_empty() {
             return Ok(());
         }

@@ -11,6 +11,7 @@ mod datasets;
 mod disk;
 mod edges;
 mod files;
+mod homes;
 mod mounts;
 mod persist;
 #[cfg(feature = "plugin")]

@@ -3,8 +3,8 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, WireBug, calls, child, datasets, disk, edges, mounts, persist, pools, put, quota,
-    report, stream, subvolumes, transfer,
+    Make, Mutant, WireBug, calls, child, datasets, disk, edges, homes, mounts, persist, pools, put,
+    quota, report, stream, subvolumes, transfer,
 };
 
 macro_rules! mutants {
@@ -237,6 +237,7 @@ mutants! {
     "mounts-sought-unresolved" "Mounts below a home that is a symbolic link are not found." Bug(edges::SoughtUnresolved::make);
     "mount-table-not-unescaped" "After a restart, mounts whose path the mount table escapes are not found." Bug(edges::NotUnescaped::make);
 
+    "cleanup-unmounts-home" "Cleanup also takes away what is mounted on the home." Bug(homes::CleanupUnmountsHome::make);
     // recovery
     "restart-forgets" "Layers made before a restart do not exist after it." Bug(persist::RestartForgets::make);
     "restart-forgets-parents" "Parents of layers are forgotten by a restart." Bug(persist::RestartForgetsParents::make);
