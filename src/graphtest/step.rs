@@ -286,6 +286,8 @@ steps! {
         overlays: Option<u32> = "overlays",
         /// The home is a mount point: another directory is bound there.
         bind: bool = "bind",
+        /// The home is a directory that ignores the case of names.
+        ignore_case: bool = "ignore-case",
         /// Options `key=value` of the first driver.
         opts: Vec<String> = "opts",
     };

@@ -279,7 +279,7 @@ fn casefold(at: &Path) -> Result<(), String> {
     let dir = at.join("casefold");
     fs::create_dir(&dir).map_err(|e| e.to_string())?;
     let open = File::open(&dir).map_err(|e| e.to_string())?;
-    ignore_case(&open).map_err(|e| format!("chattr +F: {e}"))?;
+    ignore_case(&open, true).map_err(|e| format!("chattr +F: {e}"))?;
     made(&dir, "Name")?;
     match fs::symlink_metadata(dir.join("nAME")) {
         Ok(_) => Ok(()),

@@ -51,15 +51,22 @@ pub fn begin_to_write_out(file: BorrowedFd<'_>) {
     }
 }
 
-/// Has an empty directory ignore the case of the names that come into it (`FS_CASEFOLD_FL`).
+/// `FS_CASEFOLD_FL` of linux/fs.h.
+const CASEFOLD: IFlags = IFlags::from_bits_retain(0x4000_0000);
+
+/// Has an empty directory ignore the case of the names that come into it, or heed it.
 ///
 /// # Errors
 /// `EOPNOTSUPP` or `EINVAL` where the filesystem cannot, `ENOTEMPTY`, `EPERM`.
-pub fn ignore_case(dir: &File) -> io::Result<()> {
-    // FS_CASEFOLD_FL of linux/fs.h.
-    let flag = IFlags::from_bits_retain(0x4000_0000);
-    let flags = ioctl_getflags(dir)?;
-    Ok(ioctl_setflags(dir, flags | flag)?)
+pub fn ignore_case(dir: &File, ignore: bool) -> io::Result<()> {
+    let mut flags = ioctl_getflags(dir)?;
+    flags.set(CASEFOLD, ignore);
+    Ok(ioctl_setflags(dir, flags)?)
+}
+
+/// Whether a directory ignores the case of names. What tells no flags does not.
+pub fn ignores_case(dir: BorrowedFd<'_>) -> bool {
+    ioctl_getflags(dir).is_ok_and(|flags| flags.contains(CASEFOLD))
 }
 
 /// Stops the filesystem that holds `dir`, as a loss of power would: nothing reaches its device from now on, and every call on it

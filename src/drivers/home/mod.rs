@@ -109,6 +109,7 @@ impl Home {
             .map_err(failed("make the home"))?;
         // A home reached through a symbolic link is known by one name, the one that the mount table has.
         let path = path.canonicalize().map_err(failed("resolve"))?;
+        heeds_case(&path)?;
         own_directory(&path, root.gid)?;
         let layers = if kept.below.is_empty() {
             path.clone()
@@ -342,6 +343,18 @@ impl Home {
         })
         .map_err(failed)
     }
+}
+
+/// Where `Foo` and `foo` are one name, so are two ids and two files of a layer.
+fn heeds_case(home: &Path) -> Result<()> {
+    let dir = open_dir(rustix::fs::CWD, home).map_err(|e| Error::io("open the home", home, e))?;
+    if !sys::fsctl::ignores_case(dir.as_fd()) {
+        return Ok(());
+    }
+    Err(Error::IncompatibleFs(format!(
+        "{} ignores the case of names, which layers differ in; `chattr -F` on it while it is empty mends that",
+        home.display()
+    )))
 }
 
 /// A layer that has lost its name and is still to be deleted; the next start on the home does what is left undone.

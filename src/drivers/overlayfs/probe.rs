@@ -238,7 +238,8 @@ impl<'a> Probe<'a> {
     fn can_ignore_case(&self) -> bool {
         let dir = self.at.join("case");
         let made = fs::create_dir(&dir).and_then(|()| fs::File::open(&dir));
-        made.and_then(|dir| sys::fsctl::ignore_case(&dir)).is_ok()
+        made.and_then(|dir| sys::fsctl::ignore_case(&dir, true))
+            .is_ok()
     }
 
     fn overlay<'o>(&'o self, options: &'o [&'static str]) -> OverlayMount<'o> {

@@ -41,6 +41,11 @@ impl World<'_> {
                 .map_err(|e| cannot("bind a directory to", &self.home, e))?;
             self.bound = true;
         }
+        if step.ignore_case {
+            std::fs::File::open(&self.home)
+                .and_then(|home| sys::fsctl::ignore_case(&home, true))
+                .map_err(|e| cannot("turn off the case of names in", &self.home, e))?;
+        }
         self.options = step.opts.clone();
         self.init(expect)
     }

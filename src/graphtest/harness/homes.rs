@@ -206,7 +206,7 @@ impl Homes {
 
 /// What there is to look on for what a tmpfs does not have: the filesystem of the temporary directory, then made ones.
 pub fn made_backings() -> Vec<Backing> {
-    let made = ["ext4", "xfs", "btrfs"].map(str::parse);
+    let made = ["ext4", "xfs", "btrfs", "ext4+casefold"].map(str::parse);
     let dir = Backing::dir(Some(std::env::temp_dir()));
     std::iter::once(dir)
         .chain(made.into_iter().flatten())

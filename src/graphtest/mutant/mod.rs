@@ -29,6 +29,7 @@ mod tarball;
 mod target;
 mod transfer;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -61,6 +62,8 @@ enum Make {
     IgnoresOptions,
     /// The same, but for the first driver on a home.
     IgnoresLaterOptions,
+    /// A home that ignores case is taken, by a driver in a part of it that heeds case, which makes all ids lower case.
+    CaseIgnored,
     /// Files of the home are tampered with before the driver looks at them.
     Before(fn(&Path) -> std::io::Result<()>),
     /// The choice of a driver is wrong; the driver itself is good.
@@ -120,6 +123,17 @@ impl Mutant {
         }
     }
 
+    /// Where in a home the driver is started.
+    ///
+    /// # Errors
+    /// The place cannot be made.
+    pub fn place<'h>(&self, home: &'h Path) -> std::io::Result<Cow<'h, Path>> {
+        match self.make {
+            Make::CaseIgnored => homes::heeding_case(home),
+            _ => Ok(home.into()),
+        }
+    }
+
     /// What happens to a home before the driver's init function.
     ///
     /// # Errors
@@ -152,8 +166,11 @@ impl Mutant {
         let bug: Box<dyn Bug> = match self.make {
             Make::Recipe(recipe) => Box::new(recipe),
             Make::Bug(make) => make(),
+            Make::CaseIgnored if home.ends_with(homes::HEEDING) => calls::IdLowercased::make(),
             Make::IgnoresOptions | Make::Select(_) | Make::Wire(_) => return inner,
-            Make::IgnoresLaterOptions | Make::Before(_) => Box::new(recipe::Recipe::NONE),
+            Make::CaseIgnored | Make::IgnoresLaterOptions | Make::Before(_) => {
+                Box::new(recipe::Recipe::NONE)
+            }
         };
         let base = Base::new(inner, home);
         // A bug that cannot do its harm survives, and that is reported.

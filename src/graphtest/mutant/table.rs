@@ -24,7 +24,9 @@ const fn child(
     }
 }
 
-use Make::{Before, Bug, IgnoresLaterOptions, IgnoresOptions, Recipe as R, Select, Wire};
+use Make::{
+    Before, Bug, CaseIgnored, IgnoresLaterOptions, IgnoresOptions, Recipe as R, Select, Wire,
+};
 
 mutants! {
     // lifecycle
@@ -237,6 +239,7 @@ mutants! {
     "mounts-sought-unresolved" "Mounts below a home that is a symbolic link are not found." Bug(edges::SoughtUnresolved::make);
     "mount-table-not-unescaped" "After a restart, mounts whose path the mount table escapes are not found." Bug(edges::NotUnescaped::make);
 
+    "home-case-ignored" "A home that ignores case is taken, and so ids that differ in case only are one." CaseIgnored;
     "cleanup-unmounts-home" "Cleanup also takes away what is mounted on the home." Bug(homes::CleanupUnmountsHome::make);
     // recovery
     "restart-forgets" "Layers made before a restart do not exist after it." Bug(persist::RestartForgets::make);

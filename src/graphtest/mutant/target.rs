@@ -77,8 +77,11 @@ impl Target for MutatedTarget {
         self.mutant
             .before(home)
             .map_err(|e| Error::io("tamper with", home, e))?;
-        let good = self.inner.init(home, self.mutant.options(home, options))?;
-        Ok(self.mutant.wrap(good, home))
+        let place = self.mutant.place(home);
+        let place = place.map_err(|e| Error::io("make a place in", home, e))?;
+        let options = self.mutant.options(home, options);
+        let good = self.inner.init(&place, options)?;
+        Ok(self.mutant.wrap(good, &place))
     }
 
     fn select(
