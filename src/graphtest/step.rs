@@ -325,6 +325,8 @@ steps! {
     };
     /// The layer becomes what is mounted of the scenario's own backing when no subvolume is named.
     DefaultSubvolume, DefaultSubvolumeStep, "default-subvolume" (/** The layer. */ id: String) {};
+    /// Somebody makes the subvolume that a layer is read-only, as one is that was received.
+    ReadOnlySubvolume, ReadOnlySubvolumeStep, "read-only-subvolume" (/** The layer. */ id: String) {};
     /// Somebody else works on the dataset of zfs that a layer is.
     Dataset, DatasetStep, "dataset" (/** The layer. */ id: String) {
         /// They make a snapshot of it with this name.

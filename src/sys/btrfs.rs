@@ -11,8 +11,8 @@ pub use quota::{
 };
 pub use search::{Parted, ROOT_DIR, holds_inode_from, touched_since};
 pub use subvolume::{
-    Info, Nested, create_subvolume, destroy, info, is_default, is_subvolume, nested, set_default,
-    snapshot, sync,
+    Info, Nested, create_subvolume, destroy, info, is_default, is_read_only, is_subvolume, nested,
+    set_default, set_read_only, snapshot, sync,
 };
 
 /// The number that all of btrfs' ioctls carry.

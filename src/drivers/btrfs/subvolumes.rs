@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Mode, OFlags, Timestamps, fstat, futimens, unlinkat};
 use rustix::io::Errno;
 
-use crate::sys::btrfs::{destroy, info, is_subvolume, nested, snapshot};
+use crate::sys::btrfs::{destroy, info, is_subvolume, nested, set_read_only, snapshot};
 use crate::sys::fs::open_beneath;
 use crate::sys::remove::remove_tree_at;
 
@@ -36,7 +36,12 @@ pub(super) fn delete(at: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 }
 
 fn delete_nested(root: BorrowedFd<'_>) -> io::Result<()> {
-    for found in nested(root)? {
+    let inside = nested(root)?;
+    if !inside.is_empty() {
+        // Out of a read-only one, such as one that was received, nothing can be deleted.
+        set_read_only(root, false)?;
+    }
+    for found in inside {
         let dir = open(root, &found.dir)?;
         delete(dir.as_fd(), OsStr::from_bytes(&found.name))?;
     }

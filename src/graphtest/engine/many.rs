@@ -194,6 +194,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Limit(s) => note(into, &s.id, true),
             Action::Subvolumes(s) => note(into, &s.id, true),
             Action::DefaultSubvolume(s) => note(into, &s.id, false),
+            Action::ReadOnlySubvolume(s) => note(into, &s.id, false),
             Action::Dataset(s) => {
                 note(into, &s.id, s.destroyed);
                 touches(&s.body, into);

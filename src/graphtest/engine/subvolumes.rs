@@ -1,4 +1,4 @@
-//! Steps on subvolumes of btrfs: subvolumes, default-subvolume, and the guard of one beside the home.
+//! Steps on subvolumes of btrfs: subvolumes, default-subvolume, read-only-subvolume, and the guard of one beside the home.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,9 @@ use super::call::{Done, Fail};
 use super::state::HomeState;
 use super::world::World;
 use crate::graphtest::lang::At;
-use crate::graphtest::step::{DefaultSubvolumeStep, Expect, Step, SubvolumesStep};
+use crate::graphtest::step::{
+    DefaultSubvolumeStep, Expect, ReadOnlySubvolumeStep, Step, SubvolumesStep,
+};
 use crate::sys;
 use crate::sys::fs::open_beneath;
 use crate::tree::TreePath;
@@ -47,6 +49,14 @@ impl World<'_> {
                     s.id
                 ))
             })
+        })
+        .map(drop)
+    }
+
+    pub fn read_only_subvolume(&mut self, s: &ReadOnlySubvolumeStep) -> Done {
+        self.inside(&s.id, &Expect::default(), |_, root, _| {
+            sys::btrfs::set_read_only(root, true)
+                .map_err(|e| Fail::new(format!("{} cannot be made read-only: {e}", s.id)))
         })
         .map(drop)
     }

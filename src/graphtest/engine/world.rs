@@ -170,6 +170,7 @@ impl<'a> World<'a> {
             Action::Kill(s) => self.kill(s),
             Action::Subvolumes(s) => self.subvolumes(s, expect),
             Action::DefaultSubvolume(s) => self.default_subvolume(s),
+            Action::ReadOnlySubvolume(s) => self.read_only_subvolume(s),
             Action::Dataset(s) => self.dataset(s),
             Action::Limit(s) => self.limit(s, expect),
             Action::ForeignLimit(s) => self.foreign_limit(s),

@@ -56,6 +56,7 @@ pub(super) fn needs_backing(steps: &[Step], cx: &mut Cx) {
                 step.action,
                 Action::ForeignLimit(_)
                     | Action::DefaultSubvolume(_)
+                    | Action::ReadOnlySubvolume(_)
                     | Action::Fill(_)
                     | Action::Free(_)
                     | Action::Full(_)

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tar::EntryType;
 
 use crate::graphdriver::{Error, Result};
-use crate::sys::btrfs::{destroy, is_subvolume};
+use crate::sys::btrfs::{self, destroy, is_subvolume};
 
-use super::base::{Base, Bug, other};
+use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
 use super::files::{remove_any, walk};
 use super::recipe::Layer;
@@ -98,6 +98,14 @@ stateless! {
     RemoveFailureSwallowed;
     /// What is no subvolume is handed out.
     PlainDirectoryHandedOut;
+    /// A layer whose subvolume is read-only cannot be removed.
+    ReadOnlyStays;
+    /// Nor can one that is read-only and holds others.
+    ReadOnlyNestedStays;
+    /// A subvolume that is read-only is made writable.
+    ReadOnlyWritten;
+    /// A snapshot of a subvolume that is read-only is so, too.
+    ReadOnlyInherited;
 }
 
 impl Bug for BlockRemoval {
@@ -139,6 +147,54 @@ impl Bug for PlainDirectoryHandedOut {
         match b.inner.get(id, label) {
             Err(Error::Damaged { .. }) => Ok(b.home.join("subvolumes").join(id)),
             done => done,
+        }
+    }
+}
+
+/// Whether a layer's subvolume is read-only.
+fn is_read_only(root: &Path) -> io::Result<bool> {
+    Ok(btrfs::is_read_only(File::open(root)?.as_fd())?)
+}
+
+fn set_read_only(root: &Path, read_only: bool) -> io::Result<()> {
+    Ok(btrfs::set_read_only(File::open(root)?.as_fd(), read_only)?)
+}
+
+impl Bug for ReadOnlyStays {
+    fn remove(&self, b: &Base, id: &str) -> Result<()> {
+        if b.inner.exists(id) && b.with_root(id, is_read_only)? {
+            return Err(other("read-only file system"));
+        }
+        b.remove(id)
+    }
+}
+
+impl Bug for ReadOnlyNestedStays {
+    fn remove(&self, b: &Base, id: &str) -> Result<()> {
+        let stays = |root: &Path| Ok(is_read_only(root)? && !subvolumes(root)?.is_empty());
+        if b.inner.exists(id) && b.with_root(id, stays)? {
+            return Err(other("read-only file system"));
+        }
+        b.remove(id)
+    }
+}
+
+impl Bug for ReadOnlyWritten {
+    fn get(&self, b: &Base, id: &str, label: &str) -> Result<PathBuf> {
+        let path = b.inner.get(id, label)?;
+        set_read_only(&path, false).map_err(other)?;
+        Ok(path)
+    }
+}
+
+impl Bug for ReadOnlyInherited {
+    fn create(&self, b: &Base, c: Create<'_>) -> Result<()> {
+        b.create(&c)?;
+        match c.parent {
+            Some(parent) if b.with_root(parent, is_read_only)? => {
+                b.with_root(c.id, |root| set_read_only(root, true))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -292,6 +292,10 @@ mutants! {
     "subvolume-inodes-mixed" "Files of different subvolumes with the same inode number are one in the diff." R(Recipe::diff(subvolumes::inodes_mixed));
     "foreign-subvolumes-removed" "Removing a layer removes subvolumes beside the home." Bug(subvolumes::ForeignRemoved::make);
     "remove-failure-swallowed" "A layer that cannot be removed is said to be." Bug(subvolumes::RemoveFailureSwallowed::make);
+    "read-only-subvolumes-stay" "A layer whose subvolume is read-only cannot be removed." Bug(subvolumes::ReadOnlyStays::make);
+    "read-only-nested-stay" "Subvolumes inside a layer whose subvolume is read-only keep it from being removed." Bug(subvolumes::ReadOnlyNestedStays::make);
+    "read-only-subvolumes-written" "A subvolume that is read-only is made writable when it is got." Bug(subvolumes::ReadOnlyWritten::make);
+    "read-only-subvolumes-inherited" "The child of a layer whose subvolume is read-only is so, too." Bug(subvolumes::ReadOnlyInherited::make);
     "plain-directory-handed-out" "What is no subvolume is handed out as a layer." Bug(subvolumes::PlainDirectoryHandedOut::make);
 
     // zfs

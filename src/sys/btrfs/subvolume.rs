@@ -92,6 +92,8 @@ const SUBVOL_CREATE: u32 = opcode::write::<Named>(MAGIC, 14);
 const SNAP_DESTROY: u32 = opcode::write::<Named>(MAGIC, 15);
 const DEFAULT_SUBVOL: u32 = opcode::write::<u64>(MAGIC, 19);
 const SNAP_CREATE_V2: u32 = opcode::write::<Snapshot>(MAGIC, 23);
+const SUBVOL_GETFLAGS: u32 = opcode::read::<u64>(MAGIC, 25);
+const SUBVOL_SETFLAGS: u32 = opcode::write::<u64>(MAGIC, 26);
 const GET_SUBVOL_INFO: u32 = opcode::read::<RawInfo>(MAGIC, 60);
 const GET_SUBVOL_ROOTREF: u32 = opcode::read_write::<RootRefs>(MAGIC, 61);
 const INO_LOOKUP_USER: u32 = opcode::read_write::<LookUpUser>(MAGIC, 62);
@@ -270,6 +272,40 @@ fn look_up(root: BorrowedFd<'_>, tree: u64, dir: u64) -> Result<Nested, Errno> {
         dir,
         name: until_nul(&args.name),
     })
+}
+
+/// `BTRFS_SUBVOL_RDONLY` of linux/btrfs.h.
+const READ_ONLY: u64 = 2;
+
+/// Whether the subvolume whose root is `root` is read-only, however it is mounted.
+///
+/// # Errors
+/// `EINVAL` when it is no subvolume, `ENOTTY` on another filesystem.
+pub fn is_read_only(root: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(flags(root)? & READ_ONLY != 0)
+}
+
+fn flags(root: BorrowedFd<'_>) -> Result<u64, Errno> {
+    // SAFETY: the ioctl writes a number.
+    unsafe { ioctl(root, Getter::<SUBVOL_GETFLAGS, u64>::new()) }
+}
+
+/// Makes the subvolume whose root is `root` read-only, as those that were received are, or writable; that it is so already is success.
+///
+/// # Errors
+/// `EPERM` for who does not own it, `EROFS`, `EINVAL` when it is no subvolume, `ENOTTY` on another filesystem.
+pub fn set_read_only(root: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
+    let flags = flags(root)?;
+    let wanted = if read_only {
+        flags | READ_ONLY
+    } else {
+        flags & !READ_ONLY
+    };
+    if wanted == flags {
+        return Ok(());
+    }
+    // SAFETY: the ioctl reads the number that it is given, and nothing else.
+    unsafe { ioctl(root, Setter::<SUBVOL_SETFLAGS, u64>::new(wanted)) }
 }
 
 /// Writes out everything that is dirty and ends the running transaction, so that the trees are what the files are.
