@@ -16,7 +16,7 @@ mod values;
 
 pub use values::{
     Access, ApplySize, ArchiveEntry, BackingWord, DriverWord, ErrorSpec, Expect, GuardWord,
-    HomeMove, Ignore, Keeps, Pattern, Restart, Room,
+    HomeMove, Ignore, Keeps, Pattern, Restart, Room, SubvolumeBy,
 };
 
 macro_rules! steps {
@@ -286,6 +286,8 @@ steps! {
         overlays: Option<u32> = "overlays",
         /// The home is a mount point: another directory is bound there.
         bind: bool = "bind",
+        /// The home lies in a subvolume of btrfs that is mounted by itself, named so.
+        subvolume: Option<SubvolumeBy> = "subvolume",
         /// The home is a directory that ignores the case of names.
         ignore_case: bool = "ignore-case",
         /// Options `key=value` of the first driver.

@@ -7,8 +7,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::call::{Done, Fail};
+use super::subvolumes::mount_new_subvolume;
 use super::world::World;
-use crate::graphtest::step::{Expect, HomeStep};
+use crate::graphtest::step::{Expect, HomeStep, SubvolumeBy};
 use crate::sys;
 use crate::sys::mount::{MountFlags, escape_overlay_path};
 
@@ -24,7 +25,10 @@ fn cannot(what: &str, path: &Path, e: impl Display) -> Fail {
 impl World<'_> {
     /// Makes the home as a step says and starts the first driver on it; `false` when the driver refuses it, as stated.
     pub fn start_in(&mut self, step: &HomeStep, expect: &Expect) -> Done<bool> {
-        let below = self.stacked(step.overlays.unwrap_or(0))?;
+        let below = match step.subvolume {
+            Some(by) => self.in_subvolume(by)?,
+            None => self.stacked(step.overlays.unwrap_or(0))?,
+        };
         self.home = below.join(OsStr::from_bytes(&step.name.0));
         if step.link {
             let behind = below.join("behind-the-link");
@@ -48,6 +52,15 @@ impl World<'_> {
         }
         self.options = step.opts.clone();
         self.init(expect)
+    }
+
+    /// The directory that homes are in, where a subvolume is mounted by itself.
+    fn in_subvolume(&self, by: SubvolumeBy) -> Done<PathBuf> {
+        let at = self.homes().join("mounted");
+        make_dir(&at)?;
+        mount_new_subvolume(self.homes(), "subvolume", by, &at, MountFlags::empty())
+            .map_err(|e| cannot("mount a subvolume at", &at, e))?;
+        Ok(at)
     }
 
     /// A directory on that many overlays, the upper directories of which lie on the backing; they are taken away with the scenario's

@@ -71,6 +71,7 @@ impl World<'_> {
             GuardWord::Limits => return self.guard_limits(&s.body),
             GuardWord::Datasets => return self.guard_datasets(&s.body),
             GuardWord::ForeignSubvolume => return self.guard_foreign_subvolume(&s.body),
+            GuardWord::ForeignMount => return self.guard_foreign_mount(&s.body),
         }
         let before = HomeState::of(&self.home)?;
         self.run(&s.body)?;

@@ -1,8 +1,10 @@
-//! Steps on subvolumes of btrfs: subvolumes, default-subvolume, read-only-subvolume, and the guard of one beside the home.
+//! Steps on subvolumes of btrfs: subvolumes, default-subvolume, read-only-subvolume, and the guards of one beside the home.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fchmod};
 
@@ -11,10 +13,11 @@ use super::state::HomeState;
 use super::world::World;
 use crate::graphtest::lang::At;
 use crate::graphtest::step::{
-    DefaultSubvolumeStep, Expect, ReadOnlySubvolumeStep, Step, SubvolumesStep,
+    DefaultSubvolumeStep, Expect, ReadOnlySubvolumeStep, Step, SubvolumeBy, SubvolumesStep,
 };
 use crate::sys;
 use crate::sys::fs::open_beneath;
+use crate::sys::mount::MountFlags;
 use crate::tree::TreePath;
 use crate::tree::op::{self, DirOp, Op};
 
@@ -61,6 +64,28 @@ impl World<'_> {
         .map(drop)
     }
 
+    /// Somebody who has nothing to do with the driver has a subvolume of the same filesystem mounted read-only beside its home, which must
+    /// be so still after the steps.
+    pub fn guard_foreign_mount(&mut self, body: &[Step]) -> Done {
+        let wrong = |e: io::Error| Fail::new(format!("the mount beside the home: {e}"));
+        let name = format!("foreign-{}", self.scratch);
+        self.scratch += 1;
+        let at = self.homes().join(format!("{name}-mounted"));
+        std::fs::create_dir(&at).map_err(wrong)?;
+        let (by, read_only) = (SubvolumeBy::Id, MountFlags::RDONLY);
+        let made = mount_new_subvolume(self.homes(), &name, by, &at, read_only).map_err(wrong)?;
+        std::fs::write(made.join("kept"), b"kept").map_err(wrong)?;
+        self.run(body)?;
+        let kept = std::fs::read(at.join("kept")).is_ok_and(|kept| kept == b"kept");
+        let written = std::fs::write(at.join("written"), b"");
+        let refused = written.is_err_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem);
+        if !kept || !refused {
+            let what = "what is mounted read-only beside the home is not so any more";
+            return Err(Fail::new(what));
+        }
+        sys::mount::umount(&at).map_err(wrong)
+    }
+
     /// Somebody who has nothing to do with the driver has a subvolume beside its home, which must be the same after the steps.
     pub fn guard_foreign_subvolume(&mut self, body: &[Step]) -> Done {
         let wrong = |e: io::Error| Fail::new(format!("the subvolume beside the home: {e}"));
@@ -84,6 +109,33 @@ impl World<'_> {
         held.compare(&path)
             .map_err(|f| f.context("the subvolume beside the home"))
     }
+}
+
+/// Makes a subvolume in a directory and mounts it by itself, under its name or its number; gives its path in the directory.
+pub(super) fn mount_new_subvolume(
+    dir: &Path,
+    name: &str,
+    by: SubvolumeBy,
+    at: &Path,
+    flags: MountFlags,
+) -> io::Result<PathBuf> {
+    let dir = dir.canonicalize()?;
+    sys::btrfs::create_subvolume(File::open(&dir)?.as_fd(), name)?;
+    let made = dir.join(name);
+    let on = sys::mount::mount_of(&dir)?;
+    let option = match by {
+        SubvolumeBy::Id => {
+            let id = sys::btrfs::info(File::open(&made)?.as_fd())?.id;
+            format!("subvolid={id}").into_bytes()
+        }
+        SubvolumeBy::Path => {
+            let inside = made.strip_prefix(&on.path).map_err(io::Error::other)?;
+            let path = on.root.join(inside);
+            [b"subvol=", path.as_os_str().as_bytes()].concat()
+        }
+    };
+    sys::mount::mount(Path::new(&on.source), at, "btrfs", flags, &option)?;
+    Ok(made)
 }
 
 /// What it is to who only looks at the tree.

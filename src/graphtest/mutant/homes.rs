@@ -8,14 +8,20 @@ use std::path::Path;
 
 use crate::graphdriver::Result;
 use crate::sys::fsctl::{ignore_case, ignores_case};
-use crate::sys::mount::umount_detach;
+use crate::sys::mount::{MountPoint, mount_of, mount_table, umount_detach};
 
-use super::base::{Base, Bug};
+use super::base::{Base, Bug, Create, other};
 use super::calls::stateless;
 
 stateless! {
     /// Cleanup unmounts the home itself.
     CleanupUnmountsHome;
+    /// Cleanup unmounts what is mounted beside the home of the same filesystem.
+    ForeignMountsTakenAway;
+    /// A part of a filesystem is none.
+    OnlyWholeFilesystems;
+    /// What is read-only at one place counts as read-only everywhere.
+    ReadOnlyElsewhere;
 }
 
 impl Bug for CleanupUnmountsHome {
@@ -24,6 +30,48 @@ impl Bug for CleanupUnmountsHome {
         // Where nothing is mounted on it there is nothing to do wrong.
         let _ = umount_detach(&b.home);
         Ok(())
+    }
+}
+
+/// The other mounts of the filesystem that the home lies on.
+fn mounted_elsewhere(b: &Base) -> io::Result<Vec<MountPoint>> {
+    let own = mount_of(&b.home.canonicalize()?)?;
+    let mut table = mount_table()?;
+    table.retain(|m| m.device == own.device && m.id != own.id);
+    Ok(table)
+}
+
+impl Bug for ForeignMountsTakenAway {
+    fn cleanup(&self, b: &Base) -> Result<()> {
+        b.inner.cleanup()?;
+        // Not those of everybody who works on it now: those in the directory that the mount is in on which the home lies.
+        let above = b.home.ancestors().nth(2).unwrap_or(&b.home);
+        let elsewhere = mounted_elsewhere(b).map_err(other)?;
+        for mount in elsewhere.iter().filter(|m| m.path.starts_with(above)) {
+            umount_detach(&mount.path).map_err(other)?;
+        }
+        Ok(())
+    }
+}
+
+impl Bug for OnlyWholeFilesystems {
+    fn create(&self, b: &Base, c: Create<'_>) -> Result<()> {
+        let on = b.home.canonicalize().and_then(|home| mount_of(&home));
+        if on.map_err(other)?.root != Path::new("/") {
+            return Err(other("only a part of the filesystem is mounted"));
+        }
+        b.create(&c)
+    }
+}
+
+impl Bug for ReadOnlyElsewhere {
+    fn create(&self, b: &Base, c: Create<'_>) -> Result<()> {
+        let elsewhere = mounted_elsewhere(b).map_err(other)?;
+        let read_only = |m: &MountPoint| m.options.split(',').any(|option| option == "ro");
+        if elsewhere.iter().any(read_only) {
+            return Err(other("the filesystem is mounted read-only"));
+        }
+        b.create(&c)
     }
 }
 

@@ -241,6 +241,10 @@ mutants! {
 
     "home-case-ignored" "A home that ignores case is taken, and so ids that differ in case only are one." CaseIgnored;
     "cleanup-unmounts-home" "Cleanup also takes away what is mounted on the home." Bug(homes::CleanupUnmountsHome::make);
+    "foreign-mounts-taken-away" "Cleanup takes away every mount of the home's filesystem beside the home." Bug(homes::ForeignMountsTakenAway::make);
+    "only-whole-filesystems" "No layer is made where a part of a filesystem is mounted and not all of it." Bug(homes::OnlyWholeFilesystems::make);
+    "read-only-elsewhere" "No layer is made while the filesystem is mounted read-only elsewhere." Bug(homes::ReadOnlyElsewhere::make);
+
     // recovery
     "restart-forgets" "Layers made before a restart do not exist after it." Bug(persist::RestartForgets::make);
     "restart-forgets-parents" "Parents of layers are forgotten by a restart." Bug(persist::RestartForgetsParents::make);

@@ -127,11 +127,16 @@ words!(
     /// What `guard:` looks at.
     GuardWord { /** The driver's home. */ Home = "home", /** The limits on record. */ Limits = "limits",
         /** A subvolume of somebody else beside the home. */ ForeignSubvolume = "foreign-subvolume",
+        /** The same, mounted read-only once more. */ ForeignMount = "foreign-mount",
         /** The datasets and snapshots of zfs where layers are. */ Datasets = "datasets" }
 );
 words!(
     /// How a driver ends before it is started again.
     Restart { /** After its cleanup. */ Clean = "clean", /** As after a crash: nothing is given back. */ Killed = "killed" }
+);
+words!(
+    /// How a subvolume is named to mount(2).
+    SubvolumeBy { /** By its path (`subvol`). */ Path = "path", /** By its number (`subvolid`). */ Id = "id" }
 );
 words!(
     /// What becomes of the home while no driver runs.
