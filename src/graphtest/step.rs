@@ -261,6 +261,8 @@ steps! {
     Status, StatusStep, "status" (/** The driver. */ driver: DriverWord) {
         /// Keys that it has.
         has: Vec<String> = "has",
+        /// Keys and their values.
+        tells: BTreeMap<String, String> = "tells",
     };
     /// A layer's metadata.
     Metadata, MetadataStep, "metadata" (/** The layer. */ id: String) {
@@ -329,6 +331,13 @@ steps! {
     DefaultSubvolume, DefaultSubvolumeStep, "default-subvolume" (/** The layer. */ id: String) {};
     /// Somebody makes the subvolume that a layer is read-only, as one is that was received.
     ReadOnlySubvolume, ReadOnlySubvolumeStep, "read-only-subvolume" (/** The layer. */ id: String) {};
+    /// Somebody else mounts the overlay that a layer is with other options than the driver, and works there.
+    OverlayOf, OverlayOfStep, "overlay-of" (/** The layer. */ id: String) {
+        /// The options.
+        options: Vec<String> = "options",
+        /// The operations.
+        ops: Vec<At<Op>> = "do",
+    };
     /// Somebody else works on the dataset of zfs that a layer is.
     Dataset, DatasetStep, "dataset" (/** The layer. */ id: String) {
         /// They make a snapshot of it with this name.

@@ -35,16 +35,18 @@ impl World<'_> {
 
     /// Carries out operations in a layer and in its model, and compares, once while the layer is still held and once afresh.
     pub fn operate_in(&mut self, id: &str, ops: &[At<Op>], expect: &Expect) -> Done {
-        let plain: Vec<Op> = ops.iter().map(|op| op.value.clone()).collect();
-        let ran = self.inside(id, expect, |world, root, _| {
-            let outcomes = world.run_ops(root, &plain)?;
-            judge(ops, &outcomes)?;
-            world.follow(id, root, ops, &outcomes)
-        })?;
-        match ran {
-            Some(_) => self.look_afresh(id),
+        match self.inside(id, expect, |world, root, _| world.work_in(id, root, ops))? {
+            Some(()) => self.look_afresh(id),
             None => Ok(()),
         }
+    }
+
+    /// The same in a layer that is shown at `root`, by whomever, without the look afterwards.
+    pub(super) fn work_in(&mut self, id: &str, root: BorrowedFd<'_>, ops: &[At<Op>]) -> Done {
+        let plain: Vec<Op> = ops.iter().map(|op| op.value.clone()).collect();
+        let outcomes = self.run_ops(root, &plain)?;
+        judge(ops, &outcomes)?;
+        self.follow(id, root, ops, &outcomes)
     }
 
     /// The model follows, and the layer must be as it says. A driver that does not claim that links of the parent stay together when

@@ -18,6 +18,37 @@ pub(super) fn make_dir(path: &Path) -> Done {
     std::fs::create_dir_all(path).map_err(|e| cannot("make the directory", path, e))
 }
 
+/// Mounts an overlay of these directories, the uppermost lower one first.
+pub(super) fn mount_overlay(
+    at: &Path,
+    lowers: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    options: &[String],
+) -> Done {
+    let lowers: Vec<Vec<u8>> = lowers.iter().map(|dir| escape_overlay_path(dir)).collect();
+    let dirs = [
+        ("lowerdir=", lowers.join(&b':')),
+        (",upperdir=", escape_overlay_path(upper)),
+        (",workdir=", escape_overlay_path(work)),
+    ];
+    let mut data: Vec<u8> = Vec::new();
+    for (key, value) in dirs {
+        data.extend_from_slice(key.as_bytes());
+        data.extend_from_slice(&value);
+    }
+    for option in options {
+        data.push(b',');
+        data.extend_from_slice(option.as_bytes());
+    }
+    if sys::ns::in_user_ns() {
+        data.extend_from_slice(b",userxattr");
+    }
+    let source = Path::new("overlay");
+    sys::mount::mount(source, at, "overlay", MountFlags::empty(), &data)
+        .map_err(|e| cannot("mount an overlay at", at, e))
+}
+
 fn cannot(what: &str, path: &Path, e: impl Display) -> Fail {
     Fail::new(format!("cannot {what} {}: {e}", path.display()))
 }
@@ -75,22 +106,7 @@ impl World<'_> {
                 make_dir(dir)?;
             }
             let lower = if level == 1 { &lower } else { &on };
-            let options = [
-                ("lowerdir=", lower),
-                (",upperdir=", &upper),
-                (",workdir=", &work),
-            ];
-            let mut data: Vec<u8> = Vec::new();
-            for (key, dir) in options {
-                data.extend_from_slice(key.as_bytes());
-                data.extend_from_slice(&escape_overlay_path(dir));
-            }
-            if sys::ns::in_user_ns() {
-                data.extend_from_slice(b",userxattr");
-            }
-            let source = Path::new("overlay");
-            sys::mount::mount(source, &merged, "overlay", MountFlags::empty(), &data)
-                .map_err(|e| cannot("mount an overlay at", &merged, e))?;
+            mount_overlay(&merged, std::slice::from_ref(lower), &upper, &work, &[])?;
             on = merged;
         }
         Ok(on)

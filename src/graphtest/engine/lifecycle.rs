@@ -271,24 +271,37 @@ impl World<'_> {
     }
 
     pub fn status(&self, s: &StatusStep) -> Done {
-        let keys = || -> Done<Vec<String>> {
-            let status = self.driver()?.status();
-            Ok(status.into_iter().map(|(k, _)| k).collect())
+        let status = || Ok::<_, Fail>(self.driver()?.status());
+        let keys = |status: &[(String, String)]| -> Vec<String> {
+            status.iter().map(|(key, _)| key.clone()).collect()
         };
-        let first = keys()?;
+        let told = status()?;
+        let first = keys(&told);
         let mut seen = BTreeSet::new();
         if let Some(key) = first.iter().find(|k| !seen.insert(k.as_str())) {
             return Err(Fail::new(format!(
                 "expected no key twice, found {key} again"
             )));
         }
-        if let Some(key) = s.has.iter().find(|k| !first.contains(k)) {
+        if let Some(key) = s
+            .has
+            .iter()
+            .chain(s.tells.keys())
+            .find(|k| !first.contains(k))
+        {
             return Err(Fail::new(format!(
                 "expected the key {key}, found: {}",
                 first.join(", ")
             )));
         }
-        let second = keys()?;
+        for (key, value) in told {
+            if let Some(expected) = s.tells.get(&key).filter(|expected| **expected != value) {
+                return Err(Fail::new(format!(
+                    "expected {key}: {expected}, found {key}: {value}"
+                )));
+            }
+        }
+        let second = keys(&status()?);
         if first != second {
             return Err(Fail::lines(
                 "expected the same keys in the same order when asked again:",

@@ -195,6 +195,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::Subvolumes(s) => note(into, &s.id, true),
             Action::DefaultSubvolume(s) => note(into, &s.id, false),
             Action::ReadOnlySubvolume(s) => note(into, &s.id, false),
+            Action::OverlayOf(s) => note(into, &s.id, true),
             Action::Dataset(s) => {
                 note(into, &s.id, s.destroyed);
                 touches(&s.body, into);

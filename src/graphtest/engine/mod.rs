@@ -11,6 +11,7 @@ mod kill;
 mod layers;
 mod lifecycle;
 mod many;
+mod overlay_of;
 mod own;
 mod power;
 mod quota;

@@ -171,6 +171,7 @@ impl<'a> World<'a> {
             Action::Subvolumes(s) => self.subvolumes(s, expect),
             Action::DefaultSubvolume(s) => self.default_subvolume(s),
             Action::ReadOnlySubvolume(s) => self.read_only_subvolume(s),
+            Action::OverlayOf(s) => self.overlay_of(s),
             Action::Dataset(s) => self.dataset(s),
             Action::Limit(s) => self.limit(s, expect),
             Action::ForeignLimit(s) => self.foreign_limit(s),

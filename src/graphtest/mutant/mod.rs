@@ -13,6 +13,7 @@ mod edges;
 mod files;
 mod homes;
 mod mounts;
+mod overlays;
 mod persist;
 #[cfg(feature = "plugin")]
 mod plugin;

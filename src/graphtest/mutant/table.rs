@@ -3,8 +3,8 @@
 use super::recipe::Recipe;
 use super::select::SelectBug;
 use super::{
-    Make, Mutant, WireBug, calls, child, datasets, disk, edges, homes, mounts, persist, pools, put,
-    quota, report, stream, subvolumes, transfer,
+    Make, Mutant, WireBug, calls, child, datasets, disk, edges, homes, mounts, overlays, persist,
+    pools, put, quota, report, stream, subvolumes, transfer,
 };
 
 macro_rules! mutants {
@@ -165,6 +165,8 @@ mutants! {
     "truncated-accepted" "An archive cut short counts as whole." Bug(transfer::TruncatedAccepted::make);
     "gzip-accepted" "A compressed archive is taken." Bug(transfer::GzipAccepted::make);
     "empty-accepted" "A stream of no bytes counts as an archive." Bug(transfer::EmptyAccepted::make);
+    "redirects-not-followed" "A directory that was renamed by a redirect is empty in the diff." R(Recipe::diff(overlays::redirects_not_followed));
+    "native-diff-misread" "The status says the opposite of how diffs are made." Bug(overlays::NativeDiffMisread::make);
     "trailing-unread" "What follows the end of an archive is not read." Bug(transfer::TrailingUnread::make);
     "first-entry-wins" "Of two entries of one name the first one stands." R(Recipe::apply(stream::first_entry_wins));
     "dir-replaces-dir" "A directory in an archive empties the one that is there." R(Recipe::apply(stream::dir_replaces_dir));

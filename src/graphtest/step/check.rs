@@ -1,6 +1,6 @@
 //! What is done to a step once all its keys are known.
 
-use super::{Action, Expect};
+use super::{Action, Expect, InStep, OverlayOfStep};
 use crate::graphtest::lang::{self, Cx};
 
 /// The most turns a loop may have.
@@ -93,7 +93,9 @@ pub(super) fn whole(action: &Action, expect: &Expect, line: u32, cx: &mut Cx) {
                 "expected `is` alone, found `holds` or `lacks` beside it",
             );
         }
-        Action::In(s) if s.ops.is_empty() => {
+        Action::In(InStep { ops, .. }) | Action::OverlayOf(OverlayOfStep { ops, .. })
+            if ops.is_empty() =>
+        {
             cx.wrong(
                 line,
                 "expected at least one operation after `do:`, found none",
