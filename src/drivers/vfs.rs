@@ -187,7 +187,11 @@ impl ProtoDriver for Vfs {
             Capability::HomeHoldsAll,
         ];
         let limits = self.home.quotas().is_ok();
-        let limits = limits.then_some([Capability::Quota, Capability::QuotaWithParent]);
+        let limits = limits.then_some([
+            Capability::Quota,
+            Capability::QuotaWithParent,
+            Capability::QuotaInStatfs,
+        ]);
         Capabilities::new(claims.into_iter().chain(limits.into_iter().flatten()))
     }
 

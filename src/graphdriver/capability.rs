@@ -13,6 +13,8 @@ named! {
         Quota = "quota";
         /// What a layer has of its parent counts towards its `size` (otherwise only what is its own).
         QuotaWithParent = "quota-with-parent";
+        /// statfs(2) in a layer that has a `size` tells that size and what is left of it (otherwise the filesystem's).
+        QuotaInStatfs = "quota-in-statfs";
         /// The first change of a file's content in a child makes a whole copy of it there (otherwise blocks stay shared).
         CopiesUp = "copies-up";
         /// Uid and gid maps shift owners in diff and apply.

@@ -362,6 +362,17 @@ steps! {
         /// What was written stays.
         keep: bool = "keep",
     };
+    /// What statfs(2) tells about the room of a layer.
+    Statfs, StatfsStep, "statfs" (/** The layer. */ id: String) {
+        /// It has no more bytes in all.
+        size_at_most: Option<Size> = "size-at-most",
+        /// It has no fewer bytes in all.
+        size_at_least: Option<Size> = "size-at-least",
+        /// No more of them are free.
+        free_at_most: Option<Size> = "free-at-most",
+        /// No fewer of them are free.
+        free_at_least: Option<Size> = "free-at-least",
+    };
     /// Somebody else sets a limit on a directory of the scenario's own backing.
     ForeignLimit, ForeignLimitStep, "foreign-limit" (/** The limit. */ size: Size) {};
     /// Fills what the scenario's own backing has left.

@@ -477,7 +477,9 @@ impl ProtoDriver for Overlay2 {
         let mut claims = mounter.claims();
         claims.push(Capability::DiffGetter);
         claims.extend(mounter.upper_form().map(|_| Capability::NativeDiff));
-        claims.extend(self.home.quotas().is_ok().then_some(Capability::Quota));
+        if self.home.quotas().is_ok() {
+            claims.extend([Capability::Quota, Capability::QuotaInStatfs]);
+        }
         let layers = u32::try_from(mounter.max_lowers() + 1).unwrap_or(u32::MAX);
         Capabilities::new(claims).with_max_depth(layers)
     }

@@ -374,6 +374,7 @@ impl ProtoDriver for Zfs {
     fn capabilities(&self) -> Capabilities {
         Capabilities::new([
             Capability::Quota,
+            Capability::QuotaInStatfs,
             Capability::IdMaps,
             Capability::Mounts,
             Capability::RefusesParentRemoval,

@@ -196,6 +196,7 @@ pub(super) fn touches(steps: &[Step], into: &mut BTreeMap<String, bool>) {
             Action::DefaultSubvolume(s) => note(into, &s.id, false),
             Action::ReadOnlySubvolume(s) => note(into, &s.id, false),
             Action::OverlayOf(s) => note(into, &s.id, true),
+            Action::Statfs(s) => note(into, &s.id, false),
             Action::Dataset(s) => {
                 note(into, &s.id, s.destroyed);
                 touches(&s.body, into);

@@ -1,4 +1,4 @@
-//! Steps on the limits of layers: limit, foreign-limit, and the guard of what is on record.
+//! Steps on the limits of layers: limit, statfs, foreign-limit, and the guard of what is on record.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT, fstat, syncfs, utimensat};
+use rustix::fs::{AtFlags, Timestamps, UTIME_OMIT, fstat, fstatvfs, syncfs, utimensat};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
@@ -18,7 +18,7 @@ use super::space::is_full;
 use super::world::World;
 use crate::graphdriver::{FsMagic, get_fs_magic};
 use crate::graphtest::limits::Limits;
-use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, Step};
+use crate::graphtest::step::{Expect, ForeignLimitStep, LimitStep, StatfsStep, Step};
 use crate::lab::Fact;
 use crate::sys::btrfs;
 use crate::sys::quota::{project, set_project};
@@ -188,6 +188,34 @@ impl World<'_> {
         })?;
         if done.is_some() && s.keep {
             self.layers.forget_tree(&s.id);
+        }
+        Ok(())
+    }
+
+    pub fn statfs(&mut self, s: &StatfsStep, expect: &Expect) -> Done {
+        let told = self.inside(&s.id, expect, |_, root, _| {
+            fstatvfs(root).map_err(|e| Fail::new(format!("statfs of {}: {e}", s.id)))
+        })?;
+        let Some(told) = told else { return Ok(()) };
+        let unit = told.f_frsize;
+        let found = [
+            ("in all", told.f_blocks * unit),
+            ("free", told.f_bavail * unit),
+        ];
+        let at_most = [&s.size_at_most, &s.free_at_most];
+        let at_least = [&s.size_at_least, &s.free_at_least];
+        for ((what, bytes), (most, least)) in
+            found.into_iter().zip(at_most.into_iter().zip(at_least))
+        {
+            let bound = match (most, least) {
+                (Some(most), _) if bytes > most.0 => format!("at most {}", most.0),
+                (_, Some(least)) if bytes < least.0 => format!("at least {}", least.0),
+                _ => continue,
+            };
+            return Err(Fail::new(format!(
+                "statfs of {}: expected {bound} bytes {what}, found {bytes}",
+                s.id
+            )));
         }
         Ok(())
     }

@@ -175,6 +175,7 @@ impl<'a> World<'a> {
             Action::Dataset(s) => self.dataset(s),
             Action::Limit(s) => self.limit(s, expect),
             Action::ForeignLimit(s) => self.foreign_limit(s),
+            Action::Statfs(s) => self.statfs(s, expect),
             Action::Fill(s) => self.fill(s),
             Action::Free(s) => self.free(s),
             Action::Full(s) => self.full(s),
