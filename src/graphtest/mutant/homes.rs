@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::graphdriver::Result;
 use crate::sys::fsctl::{ignore_case, ignores_case};
-use crate::sys::mount::{MountPoint, mount_of, mount_table, umount_detach};
+use crate::sys::mount::{MountPoint, mount_of, mount_table, mounts_below, umount_detach};
 
 use super::base::{Base, Bug, Create, other};
 use super::calls::stateless;
@@ -72,6 +72,17 @@ impl Bug for ReadOnlyElsewhere {
             return Err(other("the filesystem is mounted read-only"));
         }
         b.create(&c)
+    }
+}
+
+/// Fails while something is mounted below a home.
+pub(super) fn no_mounts(home: &Path) -> io::Result<()> {
+    match mounts_below(home)?.first() {
+        Some(mount) => Err(io::Error::other(format!(
+            "{}: in use",
+            mount.path.display()
+        ))),
+        None => Ok(()),
     }
 }
 

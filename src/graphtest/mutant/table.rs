@@ -257,6 +257,7 @@ mutants! {
     "start-not-atomic" "While it starts, the driver's directories have other names." Bug(persist::StartNotAtomic::make);
     "empty-link-wipes-links" "Removing a layer whose `link` file is empty removes all links." Bug(persist::EmptyLinkWipesLinks::make);
     "chain-without-repeats" "A layer that stands twice in a chain counts once, and nothing is said." Bug(persist::ChainWithoutRepeats::make);
+    "start-refused-while-mounted" "A driver does not start on a home in which layers are mounted." Before(homes::no_mounts);
     "damage-shown-empty" "A damaged layer is shown as an empty one." Bug(persist::DamageShownEmpty::make);
 
     // space, read-only, power
