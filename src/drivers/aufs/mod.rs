@@ -356,8 +356,7 @@ impl ProtoDriver for Aufs {
             let lowers: Vec<String> = parents.iter().map(shown).collect();
             data.insert("LowerDir".to_owned(), lowers.join(":"));
         }
-        if self.mounts.is_mounted(&self.home, &id) {
-            let point = self.mount_point(&id);
+        if let Some(point) = self.mounts.mounted_at(&self.home, &id) {
             data.insert("MergedDir".to_owned(), point.to_string_lossy().into_owned());
         }
         Ok(Some(data))

@@ -182,11 +182,6 @@ impl Mounter for Support {
         Path::new(MNT).join(id)
     }
 
-    fn keeps_mount_points(&self) -> bool {
-        // moby's driver makes them with the layer and mounts without a look.
-        true
-    }
-
     fn mount(&self, overlay: &OverlayMount<'_>) -> Result<()> {
         let target = overlay.home.join(&overlay.target);
         let failed = |e: io::Error| Error::io("mount", &target, e);

@@ -30,9 +30,6 @@ impl Mounter for Copies {
     fn mount_point(&self, id: &str) -> PathBuf {
         Path::new(MNT).join(id)
     }
-    fn keeps_mount_points(&self) -> bool {
-        true
-    }
     fn mount(&self, overlay: &OverlayMount<'_>) -> Result<()> {
         let target = overlay.home.join(&overlay.target);
         let upper = overlay.upper.as_ref().map(|(upper, _)| upper);
@@ -73,9 +70,6 @@ struct Nothing;
 impl Mounter for Nothing {
     fn mount_point(&self, id: &str) -> PathBuf {
         Copies.mount_point(id)
-    }
-    fn keeps_mount_points(&self) -> bool {
-        true
     }
     fn mount(&self, _: &OverlayMount<'_>) -> Result<()> {
         Err(Error::Other("no mount here".to_owned()))

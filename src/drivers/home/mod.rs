@@ -248,6 +248,16 @@ impl Home {
         open_dir(rustix::fs::CWD, &path).map_err(|e| Error::io("open", path, e))
     }
 
+    /// Puts a new directory in the place of one that nothing is mounted on any more here: the kernel drops what other namespaces, such as
+    /// those of containers, still have mounted on the old one (Linux 3.18), which would keep the layer in use. That is best done where
+    /// there is room; else, or where somebody wrote into the directory, it stays, for it is there to be mounted on.
+    pub fn renew_mount_point(&self, at: &Path) {
+        let new = self.layers.join(temporary_name(MAKING));
+        if rustix::fs::mkdir(&new, Mode::RWXU).is_ok() && rustix::fs::rename(&new, at).is_err() {
+            let _ = rustix::fs::rmdir(&new);
+        }
+    }
+
     /// The directory of the layers.
     pub fn layers_dir(&self) -> BorrowedFd<'_> {
         self.layers_dir.as_fd()

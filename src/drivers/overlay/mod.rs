@@ -2,7 +2,7 @@
 //!
 //! Layout, as moby's up to 23.0. An image layer is a whole tree in `root/`, whose unchanged files are hard links to those of its
 //! parent. Any other layer has `upper/`, `work/` and, in `lower-id`, the image layer it lies on; a child of such a layer starts with a
-//! copy of its `upper`. Applying an archive to a fresh layer on an image layer makes it an image layer. `merged/` is there while mounted.
+//! copy of its `upper`. Applying an archive to a fresh layer on an image layer makes it an image layer. Layers are mounted on `merged/`.
 //!
 //! What differs from moby's driver: an image layer that shares files with its parent is mounted, too, so that writing to it never reaches
 //! the parent's files (moby#7619); `parent-id` says what a layer was made on, and `committed` that it has children, which makes
@@ -25,7 +25,7 @@ use super::home::{
     Home, IdLocks, Stage, excerpt, has_entry, is_temporary, make_dir, open_dir, read_text,
     set_owner_and_mode, size_option,
 };
-use super::overlayfs::{COMMITTED, MERGED, Mounter, Mounts, Support, View, freeze, thaw};
+use super::overlayfs::{COMMITTED, Mounter, Mounts, Support, View, freeze, make_mount_point, thaw};
 use crate::archive::{self, ApplyOptions};
 use crate::graphdriver::{
     ApplyDiff, Capabilities, CreateOpts, Driver, Error, InitOptions, LayerId, NaiveDiffWithApply,
@@ -180,6 +180,7 @@ impl Overlay {
             (Some(parent), Some(below)) => self.fill_child(&stage, parent, below)?,
             _ => drop(make_dir(stage.dir(), ROOT, 0o755, root)?),
         }
+        make_mount_point(&stage)?;
         if let Some(parent) = &parent {
             freeze(&self.home, parent)?;
         }
@@ -470,8 +471,8 @@ impl ProtoDriver for Overlay {
             paths.push(("UpperDir", layer.join(UPPER)));
             paths.push(("WorkDir", layer.join(WORK)));
         }
-        if layer.join(MERGED).exists() {
-            paths.push(("MergedDir", layer.join(MERGED)));
+        if let Some(merged) = self.mounts.mounted_at(&self.home, &id) {
+            paths.push(("MergedDir", merged));
         }
         let shown =
             |(key, path): (&str, PathBuf)| (key.to_owned(), path.to_string_lossy().into_owned());

@@ -42,7 +42,7 @@ fn an_applied_layer_is_a_tree_of_links() {
         .map(|e| e.unwrap().file_name())
         .collect();
     names.sort();
-    assert_eq!(names, ["parent-id", "root"]);
+    assert_eq!(names, ["merged", "parent-id", "root"]);
     let inode = |path: &str| fs::metadata(lab.home().join(path)).unwrap().ino();
     assert_eq!(inode("child/root/d/kept"), inode("image/root/d/kept"));
     assert!(

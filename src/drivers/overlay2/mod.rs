@@ -25,7 +25,9 @@ use rustix::io::Errno;
 
 use super::copy::copy_directory_attributes;
 use super::home::{Home, IdLocks, Kept, Stage, is_temporary, make_dir, open_dir, size_option};
-use super::overlayfs::{MERGED, Mounter, Mounts, OverlayMount, Support, View, freeze, thaw};
+use super::overlayfs::{
+    MERGED, Mounter, Mounts, OverlayMount, Support, View, freeze, make_mount_point, thaw,
+};
 use super::quota;
 use crate::graphdriver::{
     Capabilities, Capability, CreateOpts, Driver, Error, InitOptions, LayerId, ProtoDriver, Result,
@@ -176,6 +178,7 @@ impl Overlay2 {
         let limit = stage.count_for(size)?;
         let short = Short::random()?;
         self.make_dirs(&stage, parent.as_ref())?;
+        make_mount_point(&stage)?;
         if let Some(limit) = limit {
             limit.leave(stage.dir())?;
             limit.enforce()?;
@@ -462,8 +465,8 @@ impl ProtoDriver for Overlay2 {
             data.insert("LowerDir".to_owned(), lowers.join(":"));
             data.insert("WorkDir".to_owned(), shown(layer.join("work")));
         }
-        if layer.join(MERGED).exists() {
-            data.insert("MergedDir".to_owned(), shown(layer.join(MERGED)));
+        if let Some(merged) = self.mounts.mounted_at(&self.home, &id) {
+            data.insert("MergedDir".to_owned(), shown(merged));
         }
         Ok(Some(data))
     }

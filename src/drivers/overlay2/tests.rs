@@ -62,9 +62,10 @@ fn the_layout_is_dockerds() {
         names.sort();
         names
     };
-    assert_eq!(names("l0"), ["committed", "diff", "link"]);
-    assert_eq!(names("l1"), ["committed", "diff", "link", "lower", "work"]);
-    assert_eq!(names("l2"), ["diff", "link", "lower", "work"]);
+    assert_eq!(names("l0"), ["committed", "diff", "link", "merged"]);
+    let whole = ["diff", "link", "lower", "merged", "work"];
+    assert_eq!(names("l1"), [&["committed"], &whole[..]].concat());
+    assert_eq!(names("l2"), whole);
     assert_eq!(fs::metadata(lab.home()).unwrap().mode() & 0o7777, 0o710);
 
     let path = driver.get("l2", "").unwrap();
@@ -87,13 +88,65 @@ fn the_layout_is_dockerds() {
         "{data:?}"
     );
     driver.put("l2").unwrap();
-    assert_eq!(names("l2"), ["diff", "link", "lower", "work"]);
+    assert_eq!(names("l2"), whole);
+    let says = |id: &str, key: &str| driver.metadata(id).unwrap().unwrap().contains_key(key);
+    assert!(!says("l2", "MergedDir") && !says("l0", "LowerDir"));
+}
+
+/// moby's driver removes it when it unmounts.
+#[test]
+fn a_layer_without_a_mount_point_gets_one() {
+    let lab = lab();
+    let driver = lab.start();
+    chain(&*driver, 2);
+    let merged = lab.home().join("l1/merged");
+    fs::remove_dir(&merged).unwrap();
+    assert!(driver.get("l1", "").unwrap().join("f0").exists());
+    driver.put("l1").unwrap();
+    assert!(merged.is_dir());
+}
+
+#[test]
+fn copies_of_a_mount_in_other_namespaces_go_with_it() {
+    let lab = lab();
+    let driver = lab.start();
+    chain(&*driver, 2);
+    let path = driver.get("l1", "").unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (put, is_put) = std::sync::mpsc::channel();
+    let here = |path: &Path| mount_table().unwrap().iter().any(|m| m.path == *path);
+    let elsewhere = std::thread::spawn({
+        let path = path.clone();
+        move || {
+            crate::sys::ns::enter_private_mount_ns_of_test();
+            tell.send(here(&path)).unwrap();
+            is_put.recv().unwrap();
+            here(&path)
+        }
+    });
+    assert!(told.recv().unwrap());
+    driver.put("l1").unwrap();
+    put.send(()).unwrap();
+    assert!(!elsewhere.join().unwrap());
+    assert!(path.is_dir());
+}
+
+#[test]
+fn what_somebody_wrote_into_a_mount_point_stays() {
+    let lab = lab();
+    let driver = lab.start();
+    chain(&*driver, 2);
+    let merged = lab.home().join("l1/merged");
+    fs::write(merged.join("theirs"), "").unwrap();
+    driver.get("l1", "").unwrap();
+    driver.put("l1").unwrap();
+    assert!(merged.join("theirs").exists());
+    let left = |name: &str| name.starts_with('.');
+    let names = fs::read_dir(lab.home()).unwrap();
     assert!(
-        !driver
-            .metadata("l0")
-            .unwrap()
-            .unwrap()
-            .contains_key("LowerDir")
+        !names
+            .map(|e| e.unwrap().file_name())
+            .any(|n| left(n.to_str().unwrap()))
     );
 }
 
@@ -224,7 +277,7 @@ fn gets_and_puts_are_counted() {
     next.put("l1").unwrap();
     assert!(is_mount_point(&path).unwrap());
     next.put("l1").unwrap();
-    assert!(!path.exists());
+    assert!(!is_mount_point(&path).unwrap());
     next.put("l1").unwrap();
 
     // The first finds its mount gone and mounts again.
@@ -282,7 +335,7 @@ fn who_has_a_layer_before_its_first_child_keeps_it() {
     let frozen = driver.get("l0", "").unwrap();
     assert!(is_mount_point(&frozen).unwrap() && read_only(&frozen));
     driver.put("l0").unwrap();
-    assert!(!frozen.exists() && path.exists());
+    assert!(!is_mount_point(&frozen).unwrap() && path.exists());
 }
 
 #[rstest]

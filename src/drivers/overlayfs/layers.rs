@@ -1,4 +1,7 @@
 //! Who holds a layer, and under which view.
+//!
+//! A layer has its mount point as long as it is there, so that it can be shown on a full disk. moby's drivers make it for each use; where
+//! it is missing it is made.
 
 use crate::sync::lock;
 use std::collections::HashMap;
@@ -6,18 +9,18 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{AtFlags, statat, unlinkat};
+use rustix::fs::{AtFlags, Mode, mkdirat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::mount::OverlayMount;
 use super::mounter::Mounter;
 use crate::drivers::home::{
-    Home, detach, make_dir_if_missing, remove_mount_point, unmount_below, write_atomically,
+    Home, Stage, detach, make_dir_if_missing, unmount_below, write_atomically,
 };
 use crate::graphdriver::{Error, LayerId, MountTableChecker, RefCounter, Result};
 use crate::sys;
 
-/// The mount point in a layer's directory, where the mounter says nothing else; it is there only while the layer is mounted.
+/// The mount point in a layer's directory, where the mounter says nothing else.
 pub(in crate::drivers) const MERGED: &str = "merged";
 
 /// The file that says that a layer has children and is shown read-only. moby has it from 19.03 on (moby#39780).
@@ -81,7 +84,7 @@ impl Mounts {
             Err(e) => {
                 if self.counter.decrement(&merged) <= 0 {
                     // The first failure is the one to tell.
-                    let _ = self.take_away(&merged);
+                    let _ = self.mounter.unmount(&merged);
                 }
                 Err(e)
             }
@@ -104,7 +107,7 @@ impl Mounts {
         if self.counter.decrement(&merged) > 0 {
             return Ok(());
         }
-        self.take_away(&merged)
+        self.take_away(home, &merged)
     }
 
     /// Unmounts the layer whoever uses it, and forgets that.
@@ -116,7 +119,7 @@ impl Mounts {
         while sys::mount::is_mount_point(&merged).unwrap_or(false) {
             self.mounter.unmount(&merged)?;
         }
-        self.take_away(&merged)
+        self.mounter.unmount(&merged)
     }
 
     /// Unmounts the layer, and whatever else is mounted below its directory, and removes it.
@@ -138,7 +141,7 @@ impl Mounts {
                 .unwrap_or(Path::new(""));
             if let Some(point) = self.point_above(inside) {
                 let done = if inside == point {
-                    self.take_away(&mount.path)
+                    self.take_away(home, &mount.path)
                 } else {
                     detach(&mount.path)
                 };
@@ -161,7 +164,14 @@ impl Mounts {
 
     /// Whether the layer is mounted now, by whomever.
     pub fn is_mounted(&self, home: &Home, id: &LayerId) -> bool {
-        sys::mount::is_mount_point(&self.point(home, id)).unwrap_or(false)
+        self.mounted_at(home, id).is_some()
+    }
+
+    /// Where the layer is mounted now, by whomever.
+    pub fn mounted_at(&self, home: &Home, id: &LayerId) -> Option<PathBuf> {
+        let point = self.point(home, id);
+        let mounted = sys::mount::is_mount_point(&point).unwrap_or(false);
+        mounted.then_some(point)
     }
 
     /// Where the layer is mounted.
@@ -202,18 +212,25 @@ impl Mounts {
         }
     }
 
-    /// Unmounts and removes the mount point; removing it also drops copies of the mount in other namespaces (Linux 3.18).
-    fn take_away(&self, merged: &Path) -> Result<()> {
+    /// Unmounts the layer here, and where other namespaces have copies of the mount.
+    fn take_away(&self, home: &Home, merged: &Path) -> Result<()> {
+        let mounted = sys::mount::is_mount_point(merged).unwrap_or(false);
         self.mounter.unmount(merged)?;
-        if self.mounter.keeps_mount_points() {
-            return Ok(());
+        if mounted {
+            home.renew_mount_point(merged);
         }
-        remove_mount_point(merged)
+        Ok(())
     }
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {
         lock(&self.plain)
     }
+}
+
+/// Makes the mount point of a layer that is being made, where the mounter says nothing else.
+pub(in crate::drivers) fn make_mount_point(stage: &Stage<'_>) -> Result<()> {
+    mkdirat(stage.dir(), MERGED, Mode::RWXU)
+        .map_err(|e| Error::io("make", stage.path().join(MERGED), e))
 }
 
 /// Marks a layer as having children.

@@ -5,7 +5,7 @@ mod mount;
 mod mounter;
 mod probe;
 
-pub(super) use layers::{COMMITTED, MERGED, Mounts, View, freeze, thaw};
+pub(super) use layers::{COMMITTED, MERGED, Mounts, View, freeze, make_mount_point, thaw};
 #[cfg(test)]
 pub(super) use mount::MAX_LOWERS;
 pub(super) use mount::OverlayMount;

@@ -26,11 +26,6 @@ pub(in crate::drivers) trait Mounter: fmt::Debug + Send + Sync {
         Path::new(id).join(MERGED)
     }
 
-    /// Whether mount points stay when nothing is mounted on them.
-    fn keeps_mount_points(&self) -> bool {
-        false
-    }
-
     /// Mounts it.
     fn mount(&self, overlay: &OverlayMount<'_>) -> Result<()>;
 
