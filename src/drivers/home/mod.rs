@@ -252,8 +252,12 @@ impl Home {
     /// those of containers, still have mounted on the old one (Linux 3.18), which would keep the layer in use. That is best done where
     /// there is room; else, or where somebody wrote into the directory, it stays, for it is there to be mounted on.
     pub fn renew_mount_point(&self, at: &Path) {
+        let Ok(old) = rustix::fs::lstat(at) else {
+            return;
+        };
         let new = self.layers.join(temporary_name(MAKING));
-        if rustix::fs::mkdir(&new, Mode::RWXU).is_ok() && rustix::fs::rename(&new, at).is_err() {
+        let made = rustix::fs::mkdir(&new, Mode::from_raw_mode(old.st_mode));
+        if made.is_ok() && rustix::fs::rename(&new, at).is_err() {
             let _ = rustix::fs::rmdir(&new);
         }
     }
