@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod loopdev;
 pub mod mount;
 pub mod ns;
+mod nvlist;
 pub mod program;
 pub mod ptrace;
 pub mod quota;

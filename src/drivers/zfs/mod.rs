@@ -36,6 +36,7 @@ use crate::graphdriver::{
     ProtoDriver, Result, parse_key_value,
 };
 use crate::sys;
+use crate::sys::zfs::Properties;
 use crate::tree::Owner;
 
 /// The registered name.
@@ -99,7 +100,7 @@ impl Zfs {
             locks: IdLocks::default(),
             mounts: Mounts::default(),
         };
-        work::sweep(&driver.home, &lock)?;
+        work::sweep(&driver.kernel, &driver.home, &lock)?;
         driver.sweep_mount_points()?;
         Ok(driver)
     }
@@ -145,23 +146,19 @@ impl Zfs {
         if self.has(&id)? {
             return Err(Error::LayerExists(id.to_string()));
         }
-        let quota = size.map(|bytes| format!("quota={bytes}"));
-        let mut options = vec!["-o", "mountpoint=legacy"];
-        if let Some(quota) = &quota {
-            options.extend(["-o", quota]);
-        }
+        let own = Properties { quota: size };
         let lock = Lock::shared(self.home.path())?;
         let at = self.home.layer_path(&id);
         make_mount_point(&at)?;
         let made = match &parent {
-            Some(parent) => self.clone_layer(&id, parent, &options, &lock),
+            Some(parent) => self.clone_layer(&id, parent, &own),
             None if self.home.root_owner() == Owner::default() => {
                 let name = self.dataset_of(&id);
                 // Written although it names nothing that is to go: a home that has become read-only is not to change.
                 let _record = Record::write(self.home.path(), "")?;
-                create(&options, &name, &lock).map_err(|e| e.on(&id))
+                self.create_dataset(&name, &own).map_err(|e| e.on(&id))
             }
-            None => self.create_owned(&id, &options, &lock),
+            None => self.create_owned(&id, &own, &lock),
         };
         if made.is_err() {
             // The first failure is the one to tell; the next start removes it else.
@@ -171,37 +168,38 @@ impl Zfs {
     }
 
     /// Makes a layer as a clone of what its parent holds now.
-    fn clone_layer(
-        &self,
-        id: &LayerId,
-        parent: &LayerId,
-        options: &[&str],
-        lock: &Lock,
-    ) -> Result<()> {
+    fn clone_layer(&self, id: &LayerId, parent: &LayerId, own: &Properties) -> Result<()> {
         if !self.has(parent)? {
             return Err(parent.unknown());
         }
         self.mounts.flush(&self.home, parent)?;
         let snapshot = format!("{}@{}", self.dataset_of(parent), work::unique());
         let record = Record::write(self.home.path(), &snapshot)?;
-        let made = zfs(&["snapshot", &snapshot], lock.pass()).map_err(|e| e.on(parent));
-        let made = made.and_then(|_| {
-            let name = self.dataset_of(id);
-            let words = [&["clone"], options, &[&snapshot, &name]].concat();
-            zfs(&words, lock.pass()).map_err(|e| e.on(id))
+        let refused = |what: &str| {
+            let what = format!("{what} {snapshot}");
+            move |e| Refused::with(e, what)
+        };
+        let made = self.kernel.snapshot(&snapshot);
+        let made = made.map_err(|e| refused("make the snapshot")(e).on(parent));
+        let made = made.and_then(|()| {
+            let made = self
+                .kernel
+                .clone_snapshot(&snapshot, &self.dataset_of(id), own);
+            made.map_err(|e| refused("clone")(e).on(id))
         });
         // It goes with its last clone; without one, now. What does not go now goes at the next start.
-        if work::destroy_snapshot(&snapshot, lock).is_err() {
+        if self.kernel.destroy_snapshot(&snapshot).is_err() {
             record.keep();
         }
-        made.map(drop)
+        made
     }
 
     /// Makes an empty layer whose root belongs to the root of the id maps. It gets its name when all is done.
-    fn create_owned(&self, id: &LayerId, options: &[&str], lock: &Lock) -> Result<()> {
+    fn create_owned(&self, id: &LayerId, own: &Properties, lock: &Lock) -> Result<()> {
         let making = format!("{}/{}{}", self.dataset, super::home::MAKING, work::unique());
         let record = Record::write(self.home.path(), &making)?;
-        let made = create(options, &making, lock)
+        let made = self
+            .create_dataset(&making, own)
             .map_err(|e| e.on(id))
             .and_then(|()| {
                 let owner = self.home.root_owner();
@@ -213,16 +211,22 @@ impl Zfs {
                 let words = ["rename", &making, &self.dataset_of(id)];
                 zfs_patiently(&words, lock.pass()).map_err(|e| e.on(id))
             });
-        if made.is_err() && work::destroy(&making, lock).is_err() {
+        if made.is_err() && work::destroy(&self.kernel, &making, lock).is_err() {
             record.keep();
         }
         made.map(drop)
     }
 
+    /// Makes an empty dataset.
+    fn create_dataset(&self, name: &str, own: &Properties) -> Result<(), Refused> {
+        let made = self.kernel.create(name, own);
+        made.map_err(|e| Refused::with(e, format!("make the dataset {name}")))
+    }
+
     /// Destroys a layer's dataset with all that it holds.
     fn destroy(&self, id: &LayerId, lock: &Lock) -> Result<()> {
         let name = self.dataset_of(id);
-        match work::destroy(&name, lock) {
+        match work::destroy(&self.kernel, &name, lock) {
             Ok(()) => Ok(()),
             Err(e) if e.why == Refusal::Busy => self.put_aside(id, &name, lock, e),
             Err(e) => Err(self.shown(e).on(id)),
@@ -254,12 +258,6 @@ impl Zfs {
     }
 }
 
-/// Makes an empty dataset.
-fn create(options: &[&str], name: &str, lock: &Lock) -> Result<(), Refused> {
-    let words = [&["create"], options, &[name]].concat();
-    zfs(&words, lock.pass()).map(drop)
-}
-
 impl ProtoDriver for Zfs {
     fn name(&self) -> &str {
         NAME
@@ -286,7 +284,7 @@ impl ProtoDriver for Zfs {
             _ => {}
         }
         // What was put aside may be all that still lies on this one.
-        work::retry(&self.home, &lock);
+        work::retry(&self.kernel, &self.home, &lock);
         self.mounts.release(&self.home, &id)?;
         self.destroy(&id, &lock)?;
         remove_mount_point(&self.home.layer_path(&id))
@@ -366,7 +364,7 @@ impl ProtoDriver for Zfs {
     fn cleanup(&self) -> Result<()> {
         let released = self.mounts.release_all(&self.home);
         if let Ok(lock) = Lock::shared(self.home.path()) {
-            work::retry(&self.home, &lock);
+            work::retry(&self.kernel, &self.home, &lock);
         }
         released
     }

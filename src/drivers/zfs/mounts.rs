@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::program::patiently;
+use super::program::{PATIENCE, patiently};
 use crate::drivers::home::{
     Home, detach, make_dir_if_missing, open_dir, remove_mount_point, temporary_name, unmount_below,
 };
@@ -136,7 +136,7 @@ fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
     // Busy is a dataset that was just unmounted, or is being mounted by another.
     let busy = |e: &std::io::Error| Errno::from_io_error(e) == Some(Errno::BUSY);
     let none = MountFlags::empty();
-    patiently(busy, || {
+    patiently(PATIENCE, busy, || {
         sys::mount::mount(Path::new(dataset), at, "zfs", none, data.as_bytes())
     })
     .map_err(|e| Error::io("mount", at, e))

@@ -1,4 +1,7 @@
 //! The program `zfs`: run, and understood when it refuses. The messages are those of libzfs, which are the same from 2.0 to 2.4.
+//!
+//! It takes longer to start than the kernel to do what it asks for, so what every layer needs is asked of the kernel itself
+//! ([`crate::sys::zfs`]); the program does what takes several requests, or is seldom done.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +19,9 @@ const ZFS: &str = "zfs";
 const ZPOOL: &str = "zpool";
 
 /// How long a dataset that somebody uses is tried again. The kernel lets go of an unmounted one some milliseconds later.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// The same where the program is asked next, which tells a dataset that is in use from one that has snapshots.
+pub(super) const SOON: Duration = Duration::from_millis(30);
 
 /// Why the program refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +42,7 @@ pub(super) enum Refusal {
     Other,
 }
 
-/// A call of the program that failed.
+/// A call of the program, or of the kernel, that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refused {
     /// Why.
@@ -58,6 +63,20 @@ impl Refused {
         Self {
             why: refusal(first, &lines),
             said: lines.join("; "),
+        }
+    }
+
+    /// What the kernel itself refuses to do.
+    pub(super) fn with(errno: Errno, what: String) -> Self {
+        let why = match errno {
+            Errno::EXIST => Refusal::Exists,
+            Errno::NOENT => Refusal::Missing,
+            Errno::BUSY => Refusal::Busy,
+            other => Refusal::Errno(other),
+        };
+        Self {
+            why,
+            said: format!("{what}: {}", std::io::Error::from(errno)),
         }
     }
 
@@ -136,20 +155,22 @@ pub(super) fn zfs(arguments: &[&str], lock: Option<&File>) -> Result<String, Ref
 /// What it refuses.
 pub(super) fn zfs_patiently(arguments: &[&str], lock: Option<&File>) -> Result<String, Refused> {
     patiently(
+        PATIENCE,
         |e: &Refused| e.why == Refusal::Busy,
         || zfs(arguments, lock),
     )
 }
 
-/// Does something again and again, for a second, while its error is one that passes.
+/// Does something again and again, for some time, while its error is one that passes.
 ///
 /// # Errors
 /// The last one.
 pub(super) fn patiently<T, E>(
+    time: Duration,
     passes: impl Fn(&E) -> bool,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + time;
     let mut pause = Duration::from_millis(2);
     loop {
         match attempt() {

@@ -1,6 +1,6 @@
-//! Calls of the program that must not be lost: locked while they run, and written down until they are done.
+//! Changes of datasets that must not be lost: locked while they are made, and written down until they are done.
 //!
-//! The home's directory is locked, shared, by every call that changes datasets, and by the program that it runs, which may outlive it; a
+//! The home's directory is locked, shared, by every call that changes datasets, and by a program that it runs, which may outlive it; a
 //! driver that starts waits for all of them. What a call makes for a time only (a snapshot, a dataset that is to be renamed or destroyed)
 //! stands in a file of the home before it is made. Whoever starts, alone, destroys what files still name.
 
@@ -13,9 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::program::{Refusal, Refused, zfs, zfs_patiently};
+use super::program::{Refusal, Refused, SOON, patiently, zfs, zfs_patiently};
 use crate::drivers::home::{Home, MAKING, temporary_name};
 use crate::graphdriver::{Error, Result};
+use crate::sys::zfs::Zfs;
 
 /// A lock on a home.
 #[derive(Debug)]
@@ -79,34 +80,35 @@ impl Drop for Record {
 }
 
 /// Destroys a dataset with its snapshots and what was made below it; that there is none is success.
-pub(super) fn destroy(name: &str, lock: &Lock) -> Result<(), Refused> {
+pub(super) fn destroy(kernel: &Zfs, name: &str, lock: &Lock) -> Result<(), Refused> {
+    if destroyed(kernel, name) {
+        return Ok(());
+    }
     match zfs_patiently(&["destroy", "-r", name], lock.pass()) {
         Err(e) if e.why != Refusal::Missing => Err(e),
         _ => Ok(()),
     }
 }
 
-/// Destroys a snapshot, now or with the last clone of it; that there is none is success.
-pub(super) fn destroy_snapshot(name: &str, lock: &Lock) -> Result<(), Refused> {
-    match zfs(&["destroy", "-d", name], lock.pass()) {
-        Err(e) if e.why != Refusal::Missing => Err(e),
-        _ => Ok(()),
-    }
+/// Destroys a dataset of which there is nothing more, as of most layers. The program finds the rest, and says what is in the way.
+fn destroyed(kernel: &Zfs, name: &str) -> bool {
+    let done = patiently(SOON, |e| *e == Errno::BUSY, || kernel.destroy(name));
+    matches!(done, Ok(()) | Err(Errno::NOENT))
 }
 
 /// Destroys what files of the home name, as far as nobody uses it. The lock says that no call is under way.
-pub(super) fn sweep(home: &Home, lock: &Lock) -> Result<()> {
+pub(super) fn sweep(kernel: &Zfs, home: &Home, lock: &Lock) -> Result<()> {
     for path in records(home)? {
-        take_up(&path, lock);
+        take_up(kernel, &path, lock);
     }
     Ok(())
 }
 
 /// Tries again to destroy datasets that were in use; other calls may be under way.
-pub(super) fn retry(home: &Home, lock: &Lock) {
+pub(super) fn retry(kernel: &Zfs, home: &Home, lock: &Lock) {
     for path in records(home).unwrap_or_default() {
         if fs::read_to_string(&path).is_ok_and(|name| name.contains("/.rm-")) {
-            take_up(&path, lock);
+            take_up(kernel, &path, lock);
         }
     }
 }
@@ -128,11 +130,12 @@ fn records(home: &Home) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn take_up(path: &Path, lock: &Lock) {
+fn take_up(kernel: &Zfs, path: &Path, lock: &Lock) {
     let gone = match fs::read_to_string(path) {
         // Killed before it was written, and so before anything was made.
         Ok(name) if name.is_empty() => true,
-        Ok(name) if name.contains('@') => destroy_snapshot(&name, lock).is_ok(),
+        Ok(name) if name.contains('@') => kernel.destroy_snapshot(&name).is_ok(),
+        Ok(name) if destroyed(kernel, &name) => true,
         Ok(name) => {
             let once = zfs(&["destroy", "-r", &name], lock.pass());
             once.is_ok() || once.is_err_and(|e| e.why == Refusal::Missing)
