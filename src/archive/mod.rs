@@ -1,5 +1,6 @@
 //! Layers as tar: changes, whiteouts, writing, applying, sizes, tar-split.
 
+mod above;
 mod apply;
 mod change;
 mod changes;
@@ -22,6 +23,7 @@ mod walk;
 mod write;
 mod xattrs;
 
+pub(crate) use above::add_directories_above;
 pub use apply::{Applied, ApplyOptions, apply, apply_layer};
 pub use change::{Change, ChangeKind};
 pub use changes::{ChangesOptions, changes, changes_with, layer_changes};

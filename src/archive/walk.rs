@@ -90,7 +90,16 @@ fn slice<'a>(bytes: &'a [u8], span: &Span) -> &'a [u8] {
 
 /// Opens a directory for reading, given by its path below `root`; symbolic links on the way are refused.
 pub(super) fn open_dir(root: BorrowedFd<'_>, path: &TreePath) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    open_dir_with(root, path, OFlags::empty())
+}
+
+/// As [`open_dir`], with more flags.
+pub(super) fn open_dir_with(
+    root: BorrowedFd<'_>,
+    path: &TreePath,
+    more: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | more;
     sys::fs::open_beneath(root, path.as_bytes(), flags, Mode::empty()).map_err(|e| errno(&e))
 }
 

@@ -102,13 +102,24 @@ pub fn for_each_name(
     dir: BorrowedFd<'_>,
     mut each: impl FnMut(&CStr, FileType) -> io::Result<()>,
 ) -> io::Result<()> {
+    for_each_entry(dir, |name, kind, _| each(name, kind))
+}
+
+/// As [`for_each_name`], with the number that the directory has for each name's inode; that of a mount point is that of what it hides.
+///
+/// # Errors
+/// As [`for_each_name`].
+pub fn for_each_entry(
+    dir: BorrowedFd<'_>,
+    mut each: impl FnMut(&CStr, FileType, u64) -> io::Result<()>,
+) -> io::Result<()> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buf = [MaybeUninit::<u8>::uninit(); 32 * 1024];
     let mut entries = RawDir::new(dir, &mut buf);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            each(entry.file_name(), entry.file_type())?;
+            each(entry.file_name(), entry.file_type(), entry.ino())?;
         }
     }
     Ok(())
@@ -184,6 +195,17 @@ pub fn block_node(usual: &Path, device: Dev, nodes: &Path) -> io::Result<PathBuf
         }
         Ok(()) => Ok(own),
     }
+}
+
+/// The node of a block device of which nothing is known but its number, as [`block_node`] finds it.
+///
+/// # Errors
+/// As [`block_node`]; there is no such device.
+pub fn block_node_of(device: Dev, nodes: &Path) -> io::Result<PathBuf> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let known = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))?;
+    let name = known.file_name().unwrap_or_default();
+    block_node(&Path::new("/dev").join(name), device, nodes)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod btrfs;
 pub mod copy;
+pub mod direct;
 pub mod dm;
 pub mod errno;
 pub mod fiemap;

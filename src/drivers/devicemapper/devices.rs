@@ -16,6 +16,7 @@ use super::filesystem::Filesystem;
 use super::options::Options;
 use super::pool::Pool;
 use super::records::{Device, DeviceSet, Devices, Key, Records, Transaction};
+use super::touched::release_left;
 use crate::graphdriver::{Error, Result};
 use crate::sys::dm::{self, Control, MAX_NAME, Removed};
 
@@ -80,6 +81,7 @@ impl Set {
     }
 
     fn take_up(&mut self) -> Result<()> {
+        release_left(&self.pool, &self.control);
         let usage = self.pool.usage(&self.control)?;
         // A disk that is full, or read-only, may still be read.
         let _ = self.pool.reserve(&usage);

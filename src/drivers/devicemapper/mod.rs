@@ -8,6 +8,7 @@
 //! - No library, no program but mkfs and no udev is in between: devices are made by ioctl, nodes are the kernel's own.
 //! - A layer appears and disappears whole: a transaction that was begun is taken back at the next start, and so is a suspension.
 //! - A layer that is removed while somebody uses it gives its name free at once.
+//! - A diff of a large layer looks only at what the pool and the filesystems say may differ.
 //! - An archive is written back before it counts as applied, since a pool may find no room for what its layer's filesystem took.
 //! - A pool that is full says so (`ENOSPC`, before Linux 6.12 `EIO`) and does not let writers wait for a minute.
 //! - ext4 comes before xfs when `dm.fs` does not say.
@@ -18,10 +19,11 @@ mod options;
 mod pool;
 mod records;
 mod status;
+mod touched;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -103,6 +105,8 @@ struct DeviceMapper {
     /// Everything that changes; one call at a time.
     set: Mutex<Set>,
     uses: RefCounter<MountTableChecker>,
+    /// How many files both of two layers must have for a search of what may differ.
+    worth_searching: u64,
 }
 
 impl DeviceMapper {
@@ -119,6 +123,7 @@ impl DeviceMapper {
             home,
             set: Mutex::new(set),
             uses: RefCounter::new(MountTableChecker),
+            worth_searching: touched::WORTH,
         };
         driver.forget_mounts()?;
         driver.grow_base()?;
@@ -398,6 +403,11 @@ impl ProtoDriver for DeviceMapper {
         }
         set.sweep();
         set.down()
+    }
+
+    fn touched(&self, new: BorrowedFd<'_>, old: BorrowedFd<'_>) -> Option<HashSet<u64>> {
+        // Whatever fails here, comparing all is right.
+        self.find_touched(new, old).ok().flatten()
     }
 
     fn capabilities(&self) -> Capabilities {

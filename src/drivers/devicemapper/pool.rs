@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate, makedev, statvfs};
 use rustix::io::Errno;
 
 use super::options::Options;
@@ -69,6 +69,8 @@ pub(super) struct Usage {
     pub metadata: [u64; 2],
     /// Blocks of data: used, and all.
     pub data: [u64; 2],
+    /// The block of the metadata that somebody has reserved to read all of it as it was.
+    pub reserved: Option<u64>,
     /// Whether it takes changes.
     pub writable: bool,
 }
@@ -87,8 +89,10 @@ impl Usage {
                 transaction_id: words.next()?.parse().ok()?,
                 metadata: pair(words.next())?,
                 data: pair(words.next())?,
-                // After the root that somebody holds: `ro` when its own records could not be written.
-                writable: words.nth(1)? != "ro",
+                // `-` when there is none.
+                reserved: words.next()?.parse().ok(),
+                // `ro` when its own records could not be written.
+                writable: words.next()? != "ro",
             })
         };
         parse().ok_or_else(broken)
@@ -359,6 +363,25 @@ impl Pool {
         Ok(sectors.unwrap_or(self.block_sectors) * SECTOR)
     }
 
+    /// Where its metadata lies.
+    ///
+    /// # Errors
+    /// It is not there; no node of the device can be made.
+    pub fn metadata_node(&self, control: &Control) -> Result<PathBuf> {
+        let table = control.table(&self.name).map_err(self.failed("look at"))?;
+        let number = table.as_ref().and_then(|table| {
+            let (major, minor) = table
+                .parameters
+                .split_whitespace()
+                .next()?
+                .split_once(':')?;
+            Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+        });
+        let failed = |e| Error::io("find the metadata of", &self.name, e);
+        let number = number.ok_or_else(|| failed(Errno::NXIO.into()))?;
+        sys::fs::block_node_of(number, &self.dir).map_err(failed)
+    }
+
     /// Tells it something.
     pub fn message(&self, control: &Control, text: &str) -> Result<(), Errno> {
         control.message(&self.name, text)
@@ -452,14 +475,24 @@ mod tests {
     #[rstest]
     #[case(
         "1 141/524288 245/1638400 - rw discard_passdown error_if_no_space - 1024",
+        None,
         true
     )]
-    #[case("1 141/524288 245/1638400 - out_of_data_space discard_passdown", true)]
+    #[case(
+        "1 141/524288 245/1638400 - out_of_data_space discard_passdown",
+        None,
+        true
+    )]
     #[case(
         "1 141/524288 245/1638400 77 ro discard_passdown error_if_no_space needs_check",
+        Some(77),
         false
     )]
-    fn what_the_kernel_says_is_understood(#[case] status: &str, #[case] writable: bool) {
+    fn what_the_kernel_says_is_understood(
+        #[case] status: &str,
+        #[case] reserved: Option<u64>,
+        #[case] writable: bool,
+    ) {
         let usage = Usage::parse(status).unwrap();
         let (metadata, data) = ([141, 524_288], [245, 1_638_400]);
         assert_eq!(
@@ -468,6 +501,7 @@ mod tests {
                 transaction_id: 1,
                 metadata,
                 data,
+                reserved,
                 writable
             }
         );
@@ -488,6 +522,7 @@ mod tests {
             transaction_id: 0,
             metadata: [0, 100],
             data: [90, 100],
+            reserved: None,
             writable: true,
         };
         usage.check(10, "p").unwrap();
