@@ -34,4 +34,4 @@ pub use header::{EntryHeader, EntryKind, Extent};
 pub use id_map::{IdMap, IdMaps, Unmapped};
 pub use model_changes::model_changes;
 pub use size::{diff_size, layer_size, layer_size_in};
-pub use write::{LayerStream, WriteOptions};
+pub use write::{FileRun, LayerStream, WriteOptions};

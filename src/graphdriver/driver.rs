@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-pub use crate::archive::{Change, ChangeKind};
+pub use crate::archive::{Change, ChangeKind, FileRun};
 
 use super::{Capabilities, Result};
+use crate::archive::LayerStream;
 use crate::tree::Timestamp;
 
 /// What a create call may ask for beyond id and parent (moby's `CreateOpts`, 1.13 and later).
@@ -94,7 +96,28 @@ pub trait ProtoDriver: Send + Sync + fmt::Debug {
 }
 
 /// A diff being read: an uncompressed tar in the AUFS whiteout convention. Dropping it releases what it holds.
-pub type DiffStream = Box<dyn Read + Send>;
+pub type DiffStream = Box<dyn DiffRead>;
+
+/// What a diff is read from. A reader that wraps another one has every byte go through itself, unless it hands runs on.
+pub trait DiffRead: Read + Send {
+    /// The data of a file that comes next, where that is what comes next, for a caller that can pass it on without reading it. Not
+    /// asking for it is always right: what was not taken of it is read.
+    fn run(&mut self) -> Option<FileRun<'_>> {
+        None
+    }
+}
+
+impl DiffRead for LayerStream {
+    fn run(&mut self) -> Option<FileRun<'_>> {
+        Self::run(self)
+    }
+}
+
+/// A diff that is in memory.
+impl DiffRead for io::Cursor<Vec<u8>> {}
+
+/// A diff that is in a file: an archive is bytes of it, but where it ends is for reading to find.
+impl DiffRead for File {}
 
 /// A driver whole.
 pub trait Driver: ProtoDriver {

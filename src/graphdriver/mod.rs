@@ -19,7 +19,8 @@ pub use crate::archive::{IdMap, IdMaps};
 pub use capability::{Capabilities, Capability};
 pub use checker::{Checker, FsChecker, MountTableChecker, RefCounter, make_private};
 pub use driver::{
-    Change, ChangeKind, CreateOpts, DiffGetter, DiffStream, Driver, FileGetCloser, ProtoDriver,
+    Change, ChangeKind, CreateOpts, DiffGetter, DiffRead, DiffStream, Driver, FileGetCloser,
+    FileRun, ProtoDriver,
 };
 pub use error::{Error, ErrorClass, Result};
 pub use files::{LayerFiles, layer_files};

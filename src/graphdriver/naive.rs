@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{Capabilities, Change, CreateOpts, DiffStream, Driver, Error, ProtoDriver, Result};
+use super::{
+    Capabilities, Change, CreateOpts, DiffRead, DiffStream, Driver, Error, FileRun, ProtoDriver,
+    Result,
+};
 use crate::archive::{self, ApplyOptions, ChangesOptions, Form, IdMaps, LayerStream, WriteOptions};
 use crate::sys;
 
@@ -119,7 +122,7 @@ impl Held {
     }
 
     /// The stream, with this layer held until it is dropped.
-    pub fn keep_with(self, stream: impl Read + Send + 'static) -> DiffStream {
+    pub fn keep_with(self, stream: impl DiffRead + 'static) -> DiffStream {
         Box::new(HeldStream {
             stream,
             _layer: self,
@@ -156,6 +159,12 @@ struct HeldStream<R> {
 impl<R: Read> Read for HeldStream<R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         self.stream.read(buf)
+    }
+}
+
+impl<R: DiffRead> DiffRead for HeldStream<R> {
+    fn run(&mut self) -> Option<FileRun<'_>> {
+        self.stream.run()
     }
 }
 

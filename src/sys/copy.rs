@@ -1,4 +1,4 @@
-//! Copying file contents: reflink, then copy_file_range(2), then read and write; holes stay holes.
+//! Copying file contents: reflink, then copy_file_range(2), then read and write; holes stay holes. Sending them: sendfile(2).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -171,6 +171,23 @@ pub fn read_at(file: BorrowedFd<'_>, buf: &mut [u8], at: u64) -> io::Result<usiz
     Ok(rustix::io::retry_on_intr(|| {
         rustix::io::pread(file, &mut *buf, at)
     })?)
+}
+
+/// sendfile(2): puts at most `most` bytes of a file, from `*at` on, into a socket or pipe, and moves `*at` past them; tried again
+/// when interrupted. Zero when the file ends there. A pipe or socket may keep the pages of the file and not their bytes: what is
+/// written there before the other side reads is what that one gets.
+///
+/// # Errors
+/// The errno of the call; nothing was put in then. `EINVAL` and others: this file, or this kernel, has to be read and written.
+pub fn send_at(
+    to: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    at: &mut u64,
+    most: u64,
+) -> io::Result<u64> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let sent = rustix::io::retry_on_intr(|| rustix::fs::sendfile(to, file, Some(&mut *at), most))?;
+    Ok(sent as u64)
 }
 
 /// pwrite(2) until all is written.

@@ -1,5 +1,6 @@
 //! Writing a layer as a tar, pulled by its reader.
 
+mod body;
 mod header;
 mod plan;
 #[cfg(test)]
@@ -14,13 +15,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
-use super::compare::{has_holes, open_file};
+use super::compare::open_file;
 use super::form::{Form, WHITEOUT};
 use super::walk::{self, Dirs, InodeKey, file_type, inode};
 use super::{Change, ChangeKind, Error, IdMaps, Unmapped, layer_changes, xattrs};
-use crate::sys::copy::{next_extent, read_at};
 use crate::sys::xattr;
 use crate::tree::{Owner, Rdev, Timestamp, TreePath};
+use body::Body;
+pub use body::FileRun;
 use header::{BLOCK, EntryKind, Header};
 pub(super) use header::{pax_record, put_octal};
 use plan::Tour;
@@ -67,18 +69,6 @@ enum State {
     Entries,
     Ended,
     Failed,
-}
-
-/// Content that is read straight into the reader's buffer.
-#[derive(Debug)]
-struct Body {
-    path: TreePath,
-    file: OwnedFd,
-    at: u64,
-    size: u64,
-    /// The run of data at or after `at`, when the file has holes.
-    data: Option<(u64, u64)>,
-    ended: bool,
 }
 
 /// How much is made ahead of the reader.
@@ -141,6 +131,14 @@ impl LayerStream {
             links: HashMap::new(),
             state: State::Entries,
         }
+    }
+
+    /// The data of a file that comes next, where that is what comes next and is in the file; `None` says to read on, no more.
+    pub fn run(&mut self) -> Option<FileRun<'_>> {
+        if self.read < self.ready.len() {
+            return None;
+        }
+        self.body.as_mut()?.run()
     }
 
     /// Makes at least one more byte ready, unless the end is reached or a body follows.
@@ -259,25 +257,15 @@ impl LayerStream {
     }
 
     fn content(&mut self, path: TreePath, file: OwnedFd, st: &Statx) -> Result<(), Error> {
-        let sparse = has_holes(st);
-        let mut body = Body {
-            path,
-            file,
-            at: 0,
-            size: st.stx_size,
-            data: sparse.then_some((0, 0)),
-            ended: false,
-        };
+        let mut body = Body::new(path, file, st);
         if body.size > SMALL {
             self.body = Some(body);
             return Ok(());
         }
-        let start = self.ready.len();
-        self.ready.resize(start + body.size as usize, 0);
-        while body.at < body.size {
-            let at = start + body.at as usize;
-            let end = start + body.size as usize;
-            body.read(&mut self.ready[at..end])?;
+        self.ready.resize(self.ready.len() + body.size as usize, 0);
+        while body.left() > 0 {
+            let at = self.ready.len() - body.left() as usize;
+            body.read(&mut self.ready[at..])?;
         }
         header::pad(&mut self.ready, body.size);
         Ok(())
@@ -407,38 +395,6 @@ impl Found {
     }
 }
 
-impl Body {
-    /// Reads the next bytes; zeros in holes, and past the end of a file that shrank. The buffer must not be empty.
-    fn read(&mut self, out: &mut [u8]) -> Result<usize, Error> {
-        let mut end = self.size;
-        let mut hole = self.ended;
-        if let Some(data) = self.data.as_mut().filter(|_| !hole) {
-            if data.1 <= self.at {
-                *data = next_extent(self.file.as_fd(), self.at, self.size)
-                    .map_err(|e| Error::io("read", &self.path, e))?;
-            }
-            hole = self.at < data.0;
-            end = if hole { data.0 } else { data.1 }.min(self.size);
-        }
-        let want = usize::try_from(end - self.at).map_or(out.len(), |n| n.min(out.len()));
-        let out = &mut out[..want];
-        let mut read = want;
-        if hole {
-            out.fill(0);
-        } else {
-            read = read_at(self.file.as_fd(), out, self.at)
-                .map_err(|e| Error::io("read", &self.path, e))?;
-            if read == 0 {
-                self.ended = true;
-                out.fill(0);
-                read = want;
-            }
-        }
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
 impl Read for LayerStream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         if out.is_empty() {
@@ -453,7 +409,7 @@ impl Read for LayerStream {
                 return Ok(n);
             }
             let step = match &mut self.body {
-                Some(body) if body.at < body.size => body.read(out),
+                Some(body) if body.left() > 0 => body.read(out),
                 Some(body) => {
                     self.ready.clear();
                     self.read = 0;

@@ -1,7 +1,9 @@
 //! Streams, read back by others.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -310,6 +312,78 @@ fn files_that_change_keep_the_size_announced(#[case] size: u64) {
         .map(|e| e.unwrap().size())
         .collect();
     assert_eq!(sizes, [1 << 20, 4]);
+}
+
+/// Reads a stream with the runs it hands out sent through a socket, some bytes at a time; gives how many bytes went so as well.
+fn read_with_runs(mut stream: LayerStream, most: usize) -> (Vec<u8>, usize) {
+    let (to, mut from) = UnixStream::pair().unwrap();
+    let (mut bytes, mut sent) = (Vec::new(), 0);
+    let mut buffer = vec![0; most];
+    loop {
+        let n = match stream.run() {
+            Some(mut run) => run.send(to.as_fd(), most as u64).unwrap() as usize,
+            None => 0,
+        };
+        sent += n;
+        let n = match n {
+            0 => stream.read(&mut buffer).unwrap(),
+            n => from.read_exact(&mut buffer[..n]).map(|()| n).unwrap(),
+        };
+        if n == 0 {
+            return (bytes, sent);
+        }
+        bytes.extend_from_slice(&buffer[..n]);
+    }
+}
+
+#[rstest]
+fn runs_handed_out_are_the_bytes_that_reading_gives(#[values(1000, 4096, 60_000)] most: usize) {
+    let place = place();
+    let tree = place.path().join("tree");
+    build(
+        &tree,
+        "[{file: a, size: 1M, seed: 3}, {file: b}, {file: c, text: c}, {file: d, size: 100001, seed: 4}, \
+         {file: e, size: 4M, islands: [{at: 1M, text: x}, {at: 2M, text: y}]}, {file: f, size: 4M, islands: []}]",
+    );
+    let stream = || LayerStream::full(open(&tree).as_fd(), WriteOptions::default()).unwrap();
+    let (bytes, sent) = read_with_runs(stream(), most);
+    assert!(bytes == read(stream()).unwrap());
+    assert!(sent >= (1 << 20) + 100_001, "{sent} bytes were handed out");
+    assert!(sent < 2 << 20, "holes were handed out: {sent} bytes");
+}
+
+/// What cannot be sent is read, and so is what a run has lost.
+#[test]
+fn a_run_that_cannot_be_sent_is_still_to_be_read() {
+    let place = place();
+    let tree = place.path().join("tree");
+    build(&tree, "[{file: a, size: 1M, seed: 3, mtime: '1'}]");
+    let expected = whole(&tree);
+    let mut stream = LayerStream::full(open(&tree).as_fd(), WriteOptions::default()).unwrap();
+    let mut bytes = vec![0; 512];
+    stream.read_exact(&mut bytes).unwrap();
+    // sendfile(2) does not append.
+    let appending = File::options()
+        .append(true)
+        .create(true)
+        .open(place.path().join("log"))
+        .unwrap();
+    let mut run = stream.run().unwrap();
+    assert_eq!(run.len(), 1 << 20);
+    assert!(run.send(appending.as_fd(), 1000).is_err());
+    let mut some = [0; 5000];
+    stream.read_exact(&mut some).unwrap();
+    bytes.extend_from_slice(&some);
+    assert_eq!(stream.run().unwrap().len(), (1 << 20) - 5000);
+    let file = File::options().write(true).open(tree.join("a")).unwrap();
+    file.set_len(5000).unwrap();
+    let (to, _from) = UnixStream::pair().unwrap();
+    assert_eq!(stream.run().unwrap().send(to.as_fd(), 1000).unwrap(), 0);
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), expected.len());
+    assert!(bytes[..5512] == expected[..5512]);
+    assert!(bytes[5512..512 + (1 << 20)].iter().all(|b| *b == 0));
+    assert!(stream.run().is_none());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::graphdriver::{CreateOpts, DiffStream, Error, Result};
+use crate::graphdriver::{CreateOpts, DiffRead, DiffStream, Error, Result};
 
 use super::base::{Base, Bug, Create, other};
 use super::calls::{stateful, stateless};
@@ -208,6 +208,8 @@ impl Read for Busy {
         self.inner.read(buf)
     }
 }
+
+impl DiffRead for Busy {}
 
 impl Drop for Busy {
     fn drop(&mut self) {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::read::GzDecoder;
 use tar::{EntryType, Header};
 
-use crate::graphdriver::{Change, DiffStream, Error, Result};
+use crate::graphdriver::{Change, DiffRead, DiffStream, Error, Result};
 
 use super::base::{Base, Bug, other};
 use super::calls::{stateful, stateless};
@@ -120,6 +120,8 @@ impl Read for LeakyStream {
         Ok(n)
     }
 }
+
+impl DiffRead for LeakyStream {}
 
 impl Bug for EarlyCloseLeaks {
     fn diff(&self, b: &Base, id: &str, parent: Option<&str>) -> Result<DiffStream> {

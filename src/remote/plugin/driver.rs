@@ -13,13 +13,13 @@ use serde::Serialize;
 use ureq_proto::http::StatusCode;
 
 use super::Address;
-use super::client::{Answered, Client};
+use super::client::{Answered, Body, Client};
 use super::http::percent_encode;
 use super::probe::shown;
 use super::wire::{Answer, GRAPH_DRIVER, Init, Request};
 use crate::graphdriver::{
-    Capabilities, Capability, Change, CreateOpts, DiffStream, Driver, Error, FsMagic, InitOptions,
-    ProtoDriver, Result, get_fs_magic,
+    Capabilities, Capability, Change, CreateOpts, DiffRead, DiffStream, Driver, Error, FsMagic,
+    InitOptions, ProtoDriver, Result, get_fs_magic,
 };
 use crate::sync::lock;
 
@@ -319,6 +319,9 @@ impl ProtoDriver for PluginDriver {
         self.capabilities.clone()
     }
 }
+
+/// What comes out of a socket is in no file.
+impl DiffRead for Body {}
 
 impl Driver for PluginDriver {
     fn diff(&self, id: &str, parent: Option<&str>) -> Result<DiffStream> {
