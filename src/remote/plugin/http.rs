@@ -1,6 +1,6 @@
 //! What both sides share of a connection: the socket, a buffer of what came in, and limits on how long to wait.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,8 +16,11 @@ pub(super) const MAX_HEAD: usize = 64 << 10;
 /// How much of a stream is sent at once, as one chunk.
 pub(super) const PIECE: usize = 128 << 10;
 
-/// As much as this is read into the caller's buffer itself.
+/// A read of less than this takes in what comes after it, too.
 const DIRECT: usize = 8 << 10;
+
+/// How long the end of a line is.
+const LINE_END: usize = 2;
 
 /// The buffer of a socket that streams go through, as far as the system allows it.
 const SOCKET_BUFFER: usize = 1 << 20;
@@ -76,6 +79,13 @@ impl Read for Stream {
         match self {
             Self::Unix(s) => s.read(buf),
             Self::Tcp(s) => s.read(buf),
+        }
+    }
+
+    fn read_vectored(&mut self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Unix(s) => s.read_vectored(bufs),
+            Self::Tcp(s) => s.read_vectored(bufs),
         }
     }
 }
@@ -182,6 +192,11 @@ impl Connection {
     /// # Errors
     /// Nothing came within the limit; what is kept fills the buffer; the socket's.
     pub fn fill(&mut self, limit: Option<Limit>) -> io::Result<usize> {
+        self.fill_with(usize::MAX, limit)
+    }
+
+    /// The same, of at most so many bytes.
+    fn fill_with(&mut self, most: usize, limit: Option<Limit>) -> io::Result<usize> {
         if self.end == self.bytes.len() {
             if self.start == 0 {
                 return Err(io::Error::new(
@@ -192,26 +207,35 @@ impl Connection {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let mut bytes = std::mem::take(&mut self.bytes);
-        let read = self.read_into(&mut bytes[self.end..], limit);
-        self.bytes = bytes;
-        self.end += *read.as_ref().unwrap_or(&0);
-        read
+        self.receive(&mut [], most, limit)
     }
 
-    /// Reads into a buffer of the caller's, past what came in and was not used yet, which there must be none of.
-    fn read_into(&mut self, out: &mut [u8], limit: Option<Limit>) -> io::Result<usize> {
+    /// Reads into a buffer of the caller's and, once that is full, at most `beyond` bytes to what is kept. Gives the number of all; what
+    /// is kept comes before what the caller gets, so with a buffer there must be none.
+    fn receive(
+        &mut self,
+        out: &mut [u8],
+        beyond: usize,
+        limit: Option<Limit>,
+    ) -> io::Result<usize> {
         loop {
             if let Some(limit) = limit {
                 self.limit(limit)?;
             }
-            match self.stream.read(out) {
+            let end = self.bytes.len().min(self.end.saturating_add(beyond));
+            let own = &mut self.bytes[self.end..end];
+            let mut both = [IoSliceMut::new(out), IoSliceMut::new(own)];
+            match self.stream.read_vectored(&mut both) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                read => {
-                    return read.map_err(|e| match limit {
+                Err(e) => {
+                    return Err(match limit {
                         Some(limit) => limit.of(e),
                         None => e,
                     });
+                }
+                Ok(n) => {
+                    self.end += n.saturating_sub(out.len());
+                    return Ok(n);
                 }
             }
         }
@@ -240,6 +264,9 @@ pub(super) struct Chunks {
     at: At,
     /// What is still to come of the chunk.
     left: u64,
+    /// How long the line was that said the size. Most chunks of a stream are of one size, so the next line is as long, and who reads no
+    /// more than it leaves the data after it for the caller's buffer.
+    line: usize,
 }
 
 /// What comes next of a body in chunks.
@@ -270,22 +297,7 @@ impl Chunks {
             match self.at {
                 At::Over => return Ok(0),
                 At::Data => {
-                    let most = usize::try_from(self.left)
-                        .unwrap_or(usize::MAX)
-                        .min(out.len());
-                    let n = if connection.data().is_empty() && most >= DIRECT {
-                        let n = connection.read_into(&mut out[..most], limit)?;
-                        if n == 0 {
-                            return Err(io::ErrorKind::UnexpectedEof.into());
-                        }
-                        n
-                    } else {
-                        more(connection, limit, |data| !data.is_empty())?;
-                        let n = connection.data().len().min(most);
-                        out[..n].copy_from_slice(&connection.data()[..n]);
-                        connection.consume(n);
-                        n
-                    };
+                    let n = self.data(connection, out, limit)?;
                     self.left -= n as u64;
                     if self.left == 0 {
                         self.at = At::Line;
@@ -297,8 +309,45 @@ impl Chunks {
         }
     }
 
+    /// Data of a chunk; what was not read yet goes straight to the caller.
+    fn data(
+        &mut self,
+        connection: &mut Connection,
+        out: &mut [u8],
+        limit: Option<Limit>,
+    ) -> io::Result<usize> {
+        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let most = left.min(out.len());
+        let out = &mut out[..most];
+        if !connection.data().is_empty() {
+            let n = connection.data().len().min(most);
+            out[..n].copy_from_slice(&connection.data()[..n]);
+            connection.consume(n);
+            return Ok(n);
+        }
+        let beyond = match most {
+            _ if most < DIRECT => MAX_HEAD,
+            _ if most == left => LINE_END + self.line,
+            _ => 0,
+        };
+        match connection.receive(out, beyond, limit)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            n => Ok(n.min(most)),
+        }
+    }
+
+    /// The line that is due.
     fn line(&mut self, connection: &mut Connection, limit: Option<Limit>) -> io::Result<()> {
-        more(connection, limit, |data| data.contains(&b'\n'))?;
+        let most = match self.at {
+            _ if self.line == 0 => MAX_HEAD,
+            At::Line => LINE_END + self.line,
+            _ => self.line,
+        };
+        while !connection.data().contains(&b'\n') {
+            if connection.fill_with(most, limit)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
         let data = connection.data();
         let len = data.iter().position(|b| *b == b'\n').unwrap_or_default();
         let line = data[..len].trim_ascii_end();
@@ -311,7 +360,7 @@ impl Chunks {
                 match size.filter(|_| !digits.starts_with('+')) {
                     Some(0) => At::Trailer,
                     Some(size) => {
-                        self.left = size;
+                        (self.left, self.line) = (size, len + 1);
                         At::Data
                     }
                     None => return Err(no_chunk()),
@@ -325,20 +374,6 @@ impl Chunks {
         connection.consume(len + 1);
         Ok(())
     }
-}
-
-/// Reads until what came in is enough.
-fn more(
-    connection: &mut Connection,
-    limit: Option<Limit>,
-    enough: impl Fn(&[u8]) -> bool,
-) -> io::Result<()> {
-    while !enough(connection.data()) {
-        if connection.fill(limit)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
 }
 
 fn no_chunk() -> io::Error {
