@@ -16,6 +16,9 @@ pub(super) const MAX_HEAD: usize = 64 << 10;
 /// How much of a stream is sent at once, as one chunk.
 pub(super) const PIECE: usize = 128 << 10;
 
+/// The size of a chunk whose data is not read here, but sent from where it is.
+pub(super) const LARGE_PIECE: u64 = 1 << 20;
+
 /// A read of less than this takes in what comes after it, too.
 const DIRECT: usize = 8 << 10;
 
@@ -404,13 +407,18 @@ impl Frame {
         if n == 0 {
             return b"0\r\n\r\n";
         }
-        let head = format!("{n:x}\r\n");
+        let head = chunk_head(n as u64);
         let start = Self::HEAD - head.len();
         self.0[start..Self::HEAD].copy_from_slice(head.as_bytes());
         let end = Self::HEAD + n;
         self.0[end..end + 2].copy_from_slice(b"\r\n");
         &self.0[start..end + 2]
     }
+}
+
+/// The line before the data of a chunk; the end of a line follows the data.
+pub(super) fn chunk_head(size: u64) -> String {
+    format!("{size:x}\r\n")
 }
 
 /// An error of the protocol, as one of the connection.

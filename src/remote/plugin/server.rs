@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,9 +23,9 @@ use ureq_proto::server::state::{ProvideResponse, RecvBody, SendBody};
 use ureq_proto::server::{RecvRequestResult, Reply, SendResponseResult};
 
 use super::handlers::{Outcome, bad, drain, handle};
-use super::http::{Chunks, Connection, Frame, Stream, malformed};
+use super::http::{Chunks, Connection, Frame, LARGE_PIECE, PIECE, Stream, chunk_head, malformed};
 use super::session::{Session, Start, hold};
-use crate::graphdriver::{Error, Result};
+use crate::graphdriver::{DiffStream, Error, Result};
 use crate::sync::lock;
 
 /// How many daemons' connections there may be at a time; more wait.
@@ -528,7 +528,7 @@ fn stream(
     connection: &mut Connection,
     mut reply: Reply<SendBody>,
     first: &[u8],
-    mut rest: impl Read,
+    mut rest: DiffStream,
 ) -> io::Result<Reply<SendBody>> {
     let mut frame = Frame::new();
     if !first.is_empty() {
@@ -536,10 +536,10 @@ fn stream(
         connection.stream.write_all(frame.chunk(first.len()))?;
     }
     loop {
-        let n = match rest.read(frame.piece()) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            read => read?,
-        };
+        if pass_on(connection, &mut rest, &mut frame)? {
+            continue;
+        }
+        let n = read(&mut rest, frame.piece())?;
         if n == 0 {
             // What is held for it, such as a mount, is given back before the caller knows of the end.
             drop(rest);
@@ -548,5 +548,48 @@ fn stream(
             return Ok(reply);
         }
         connection.stream.write_all(frame.chunk(n))?;
+    }
+}
+
+/// Sends the data of a file that comes next as a chunk without reading it; `false` when there is none that is worth it.
+fn pass_on(
+    connection: &mut Connection,
+    rest: &mut DiffStream,
+    frame: &mut Frame,
+) -> io::Result<bool> {
+    let Some(mut run) = rest.run().filter(|run| run.len() >= PIECE as u64) else {
+        return Ok(false);
+    };
+    let socket = &mut connection.stream;
+    let mut left = run.len().min(LARGE_PIECE);
+    socket.write_all(chunk_head(left).as_bytes())?;
+    // An error is that of a filesystem without sendfile(2), or one that reading or writing meets again. The socket may keep pages of
+    // the file until the other side reads: what is written to them meanwhile is sent, as it is when a read comes a little later.
+    while left > 0
+        && let Ok(n @ 1..) = run.send(socket.as_fd(), left)
+    {
+        left -= n;
+    }
+    // The chunk's size was said already: what could not be sent so, such as the rest of a file that shrank, is read.
+    while left > 0 {
+        let most = PIECE.min(left as usize);
+        let n = read(rest, &mut frame.piece()[..most])?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        socket.write_all(&frame.piece()[..n])?;
+        left -= n as u64;
+    }
+    socket.write_all(b"\r\n")?;
+    Ok(true)
+}
+
+/// Reads, again when interrupted.
+fn read(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match from.read(into) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            read => return read,
+        }
     }
 }

@@ -3,6 +3,8 @@
 mod client;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +13,9 @@ use std::time::Duration;
 
 use rstest::rstest;
 
+use super::http::{LARGE_PIECE, PIECE};
 use super::{Address, Claims, Plugin, Server, Stopper};
+use crate::archive::{LayerStream, WriteOptions};
 use crate::drivers::registry;
 use crate::graphdriver::{Capability, CreateOpts, Driver, Error, InitOptions, Result};
 
@@ -149,6 +153,96 @@ fn a_layer_goes_through_the_socket_and_back() {
     );
     driver.remove("b c&d").unwrap();
     driver.cleanup().unwrap();
+    served.end().unwrap();
+}
+
+/// Bytes that are not the same again soon.
+fn noise(size: usize) -> Vec<u8> {
+    let words = (0..size as u32 / 4 + 1).map(|i| (i + 1).wrapping_mul(2_654_435_761) | 1);
+    let mut bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    bytes.truncate(size);
+    bytes
+}
+
+/// Fills a layer, and gives the path of its root.
+fn filled(driver: &dyn Driver, files: &[(String, Vec<u8>)]) -> PathBuf {
+    driver.create("a", None, &CreateOpts::default()).unwrap();
+    let root = driver.get("a", "").unwrap();
+    for (name, content) in files {
+        std::fs::write(root.join(name), content).unwrap();
+    }
+    driver.put("a").unwrap();
+    root
+}
+
+/// Files around every size at which a stream is cut, and one with holes: read in pieces of every kind, and beside the tree itself.
+#[test]
+fn a_diff_is_the_same_bytes_through_the_socket() {
+    let served = Served::new();
+    let driver = served.driver();
+    let cuts = [16 << 10, PIECE, 2 * PIECE, LARGE_PIECE as usize, 3 << 20];
+    let around = cuts.into_iter().flat_map(|cut| [cut - 1, cut, cut + 1]);
+    let sizes = [0, 100].into_iter().chain(around);
+    let files: Vec<_> = sizes.map(|n| (n.to_string(), noise(n))).collect();
+    let root = filled(driver.as_ref(), &files);
+    let holed = std::fs::File::create(root.join("holed")).unwrap();
+    holed.set_len(8 << 20).unwrap();
+    holed.write_all_at(&noise(2 << 20), 1 << 20).unwrap();
+    holed.write_all_at(b"last", 5 << 20).unwrap();
+    let dir = std::fs::File::open(&root).unwrap();
+    let mut expected = Vec::new();
+    LayerStream::full(dir.as_fd(), WriteOptions::default())
+        .unwrap()
+        .read_to_end(&mut expected)
+        .unwrap();
+    for size in [700, 8 << 10, 100_000, PIECE, 5 << 20] {
+        let mut stream = driver.diff("a", None).unwrap();
+        let (mut bytes, mut buffer) = (Vec::new(), vec![0; size]);
+        while let n @ 1.. = stream.read(&mut buffer).unwrap() {
+            bytes.extend_from_slice(&buffer[..n]);
+        }
+        assert!(bytes == expected, "read by {size} bytes");
+    }
+    drop(driver);
+    served.end().unwrap();
+}
+
+/// The archive keeps the size it announced, whatever becomes of the file while it is sent.
+#[rstest]
+#[case::shrunk(5 << 20)]
+#[case::grown(64 << 20)]
+fn a_file_that_changes_while_it_is_sent_keeps_its_size(#[case] size: u64) {
+    const SIZE: usize = 32 << 20;
+    let served = Served::new();
+    let driver = served.driver();
+    let root = filled(
+        driver.as_ref(),
+        &[("f".into(), noise(SIZE)), ("g".into(), noise(10))],
+    );
+    let mut whole = Vec::new();
+    driver
+        .diff("a", None)
+        .unwrap()
+        .read_to_end(&mut whole)
+        .unwrap();
+    let mut stream = driver.diff("a", None).unwrap();
+    let mut bytes = vec![0; 100_000];
+    stream.read_exact(&mut bytes).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(root.join("f"))
+        .unwrap();
+    file.set_len(size).unwrap();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), whole.len());
+    let start = whole.windows(64).position(|w| w == &noise(64)[..]).unwrap();
+    let (kept, end) = (start + SIZE.min(size as usize), start + SIZE);
+    // The header has been sent, and the file's last bytes have not.
+    assert!(bytes[..kept] == whole[..kept]);
+    let zeros = bytes[end - 4096..end].iter().all(|b| *b == 0);
+    assert_eq!(zeros, kept < end);
+    assert!(bytes[end..] == whole[end..]);
+    drop(driver);
     served.end().unwrap();
 }
 
