@@ -347,22 +347,26 @@ fn ended(mut call: Call<SendBody>) -> std::result::Result<Call<RecvResponse>, Br
 
 /// Sends bytes of a body; `false` when the plugin answers already, or does not listen any more.
 fn push(connection: &mut Connection, mut bytes: &[u8], limit: Duration) -> io::Result<bool> {
-    let timeout = Timespec::try_from(limit).ok();
+    // A socket is writable to poll(2) when three quarters of its buffer are free. Waiting for that before every piece would never fill
+    // it, and have the two sides wait for each other in turns; so it is waited for once nothing goes in any more.
+    let mut full = false;
     while !bytes.is_empty() {
+        let wait = if full { limit } else { Duration::ZERO };
         let mut fds = [PollFd::new(
             &connection.stream,
             PollFlags::IN | PollFlags::OUT,
         )];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Err(Limit::Each(limit).passed()),
+        match poll(&mut fds, Timespec::try_from(wait).ok().as_ref()) {
+            Ok(0) if full => return Err(Limit::Each(limit).passed()),
             Ok(_) if fds[0].revents().contains(PollFlags::IN) => return Ok(false),
             Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         match send(connection.stream.as_fd(), bytes, flags) {
-            Ok(n) => bytes = &bytes[n..],
-            Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(n) => (bytes, full) = (&bytes[n..], false),
+            Err(Errno::AGAIN) => full = true,
+            Err(Errno::INTR) => {}
             // What it said before it hung up can still be read.
             Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
             Err(e) => return Err(e.into()),

@@ -13,8 +13,8 @@ use super::Address;
 /// The most that the head of a request or of an answer may take, in bytes.
 pub(super) const MAX_HEAD: usize = 64 << 10;
 
-/// How much of a stream is sent at once, as one chunk.
-pub(super) const PIECE: usize = 128 << 10;
+/// How much of a stream is sent at once, as one chunk: as much as an archive's reader takes in at once.
+pub(super) const PIECE: usize = 256 << 10;
 
 /// The size of a chunk whose data is not read here, but sent from where it is.
 pub(super) const LARGE_PIECE: u64 = 1 << 20;
