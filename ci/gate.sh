@@ -58,7 +58,7 @@ step test cargo test --locked --no-fail-fast
 step run cargo run --release --locked -- run --quiet --matrix ci/gate.yaml \
     --report json="$logs/report.json" --report junit="$logs/report.xml"
 # What many machines lack, under one packaged kernel. What it fetches and builds the first time stays in the cache of the user.
-step guest cargo run --release --locked -- run --quiet --matrix ci/guest.yaml thin-pools zfs quotas/limit lifecycle/create \
+step guest cargo run --release --locked -- run --quiet --matrix ci/guest.yaml thin-pools zfs quotas/limit quotas/start quotas/statfs lifecycle/create \
     --report json="$logs/guest.json" --report junit="$logs/guest.xml"
 # Where no dockerd can be had or run, the closing lines say so, and that is no pass.
 step dockerd ci/dockerd.sh --keep "$logs/dockerd"
