@@ -6,6 +6,7 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -116,12 +117,32 @@ pub fn make_private_recursive(path: &Path) -> io::Result<()> {
     )?)
 }
 
+/// How long what is to be unmounted may stay in use.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Unmounts what is mounted at `path`, never following a symbolic link at its end.
 ///
 /// # Errors
 /// `EBUSY` when it is in use, `EINVAL` when nothing is mounted there.
 pub fn umount(path: &Path) -> io::Result<()> {
     Ok(rustix::mount::unmount(path, UnmountFlags::NOFOLLOW)?)
+}
+
+/// As [`umount`], of what nobody else has a reason to use. A process that another thread forks meanwhile has everything open that this one
+/// had, until it executes a program or closes it all; so long the mount is in use, and waited for, for ten seconds at most.
+///
+/// # Errors
+/// Those of [`umount`].
+pub fn umount_patiently(path: &Path) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match umount(path) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Detaches what is mounted at `path` (`MNT_DETACH`): gone from the name space at once, given up when no longer in use.

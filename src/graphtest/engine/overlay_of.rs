@@ -33,7 +33,7 @@ impl World<'_> {
         let worked = open_dir(&at)
             .map_err(|e| wrong(e.into()))
             .and_then(|root| self.work_in(&s.id, root.as_fd(), &s.ops));
-        let gone = sys::mount::umount(&at).and_then(|()| std::fs::remove_dir(&at));
+        let gone = sys::mount::umount_patiently(&at).and_then(|()| std::fs::remove_dir(&at));
         worked?;
         gone.map_err(wrong)?;
         self.look_afresh(&s.id)

@@ -83,7 +83,7 @@ impl World<'_> {
             let what = "what is mounted read-only beside the home is not so any more";
             return Err(Fail::new(what));
         }
-        sys::mount::umount(&at).map_err(wrong)
+        sys::mount::umount_patiently(&at).map_err(wrong)
     }
 
     /// Somebody who has nothing to do with the driver has a subvolume beside its home, which must be the same after the steps.
