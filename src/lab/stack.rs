@@ -1,5 +1,6 @@
 //! A filesystem made for a cell or a scenario: images, loop devices and mounts below one directory of the run.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ use crate::sys::mount::{MountFlags, mount, remount, umount_below};
 const SIZE: u64 = 4 << 30;
 /// The smallest file that zfs takes for a pool is 64 MiB, of which it keeps most for itself.
 const LEAST_POOL: u64 = 128 << 20;
+/// How often the maker of a filesystem is run when others disturb it.
+const TRIES: u32 = 10;
 /// How long the last users of a loop device may take after it was unmounted.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -137,9 +140,19 @@ impl Stack {
             self.images.push(path);
         }
         let images = self.images.iter().map(|i| i.as_os_str().to_os_string());
-        image
-            .mkfs
-            .run(arguments.into_iter().map(Into::into).chain(images))
+        let arguments: Vec<OsString> = arguments
+            .into_iter()
+            .map(Into::into)
+            .chain(images)
+            .collect();
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            match image.mkfs.run(arguments.iter().cloned()) {
+                Err(e) if tries > 0 && image.was_disturbed(&e) => {}
+                done => return done,
+            }
+        }
     }
 
     fn make_pool(&mut self, pool: &Pool, wanted: Option<&Fresh>) -> io::Result<()> {

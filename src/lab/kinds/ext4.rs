@@ -10,6 +10,7 @@ const fn image(arguments: &'static [&'static str], options: &'static str) -> Rec
     Recipe::Image(Image {
         fs_type: "ext4",
         mkfs: Program::new("mkfs.ext4", "e2fsprogs"),
+        disturbed: None,
         arguments,
         inodes: Some(|_, inodes| vec!["-N".to_string(), inodes.to_string()]),
         options,

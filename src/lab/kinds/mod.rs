@@ -60,6 +60,8 @@ pub(super) struct Image {
     pub mkfs: Program,
     /// The arguments, before those for the inodes and the images.
     pub arguments: &'static [&'static str],
+    /// What its maker says when it could not see to its end what else is mounted, since a device went meanwhile: it is run again then.
+    pub disturbed: Option<&'static str>,
     /// The arguments that limit the number of inodes, from the size in bytes and the number; `None`: there is no such limit.
     pub inodes: Option<fn(u64, u64) -> Vec<String>>,
     /// Mount options.
@@ -72,6 +74,14 @@ pub(super) struct Image {
     pub prepare: Option<fn(&Path) -> io::Result<()>>,
     /// What checks it without changing anything, and with which arguments before the image.
     pub check: (Program, &'static [&'static str]),
+}
+
+impl Image {
+    /// Whether its maker failed for nothing but what others did meanwhile.
+    pub(super) fn was_disturbed(&self, e: &io::Error) -> bool {
+        self.disturbed
+            .is_some_and(|said| e.to_string().contains(said))
+    }
 }
 
 impl Kind {

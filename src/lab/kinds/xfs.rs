@@ -9,6 +9,7 @@ const fn image(arguments: &'static [&'static str], options: &'static str) -> Rec
     Recipe::Image(Image {
         fs_type: "xfs",
         mkfs: Program::new("mkfs.xfs", "xfsprogs"),
+        disturbed: None,
         arguments,
         inodes: Some(limit),
         options,
