@@ -149,7 +149,7 @@ impl Zfs {
         if let Some(list) = &list {
             answer.resize(ANSWER, 0u8);
             (command.source, command.source_size) = (address(list.as_ptr()), list.len() as u64);
-            (command.answer, command.answer_size) = (address(answer.as_ptr()), ANSWER as u64);
+            (command.answer, command.answer_size) = (address(answer.as_mut_ptr()), ANSWER as u64);
         }
         // SAFETY: the kernel reads and writes a zfs_cmd_t at the address, for which there is more than enough room. Beside it, it reads the
         // list and writes into `answer`, whose addresses and sizes it is given, and which live until it returns.
