@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use rstest::rstest;
 use serde_json::Value;
 
 /// graphtest with a state and a cache of its own in `dir`.
@@ -536,34 +537,6 @@ fn a_killed_run_leaves_no_guest_and_clean_gives_its_files_back() {
     assert_eq!(files(&tmp.path().join("state")), Vec::<String>::new());
 }
 
-/// What the suite says of pools of devices can be tried only where the kernel has them: `cargo test --test mutants` skips it elsewhere.
-#[test]
-#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
-fn the_bugs_in_thin_pools_are_found() {
-    bugs_are_found("thin-pools/", "devicemapper", "ext4");
-}
-
-/// The same of datasets. The modules are built first, where they never were: about five minutes.
-#[test]
-#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
-fn the_bugs_in_datasets_are_found() {
-    bugs_are_found("zfs/", "zfs", "zfs");
-}
-
-/// The same of mounted layers with limits, which not every kernel has.
-#[test]
-#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
-fn the_bugs_in_limits_of_mounted_layers_are_found() {
-    bugs_are_found("quotas/start-with-live-mounts", "overlay2", "xfs+pquota");
-}
-
-/// The same of homes that ignore case.
-#[test]
-#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
-fn the_bugs_in_case_are_found() {
-    bugs_are_found("paths/home-ignores-case", "vfs", "ext4+casefold");
-}
-
 /// Settings of the overlay module are the whole machine's, so this takes one.
 #[test]
 #[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
@@ -598,8 +571,15 @@ fn diffs_are_made_as_the_settings_of_the_kernel_allow() {
 }
 
 /// Runs scenarios whose ids begin so on a driver in a guest, where they must pass, and what is to catch a bug on the driver with that bug, where
-/// it must not.
-fn bugs_are_found(scenarios: &str, driver: &str, backing: &str) {
+/// it must not: those of what not every kernel has, which `cargo test --test mutants` skips there. The modules of zfs are built first, where
+/// they never were: about five minutes.
+#[rstest]
+#[case::of_thin_pools("thin-pools/", "devicemapper", "ext4")]
+#[case::of_datasets("zfs/", "zfs", "zfs")]
+#[case::of_limits_of_mounted_layers("quotas/start-with-live-mounts", "overlay2", "xfs+pquota")]
+#[case::of_case("paths/home-ignores-case", "vfs", "ext4+casefold")]
+#[ignore = "needs qemu-system-x86_64, and a mirror of Debian or what was fetched from one"]
+fn bugs_are_found(#[case] scenarios: &str, #[case] driver: &str, #[case] backing: &str) {
     let tmp = tempfile::tempdir().unwrap();
     // The id and the outcome of each row that is run.
     let outcomes = |target: &str, filters: &[String]| -> Vec<(String, String)> {
