@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::Error;
-use crate::sys;
+use crate::sys::{self, cpus};
 use crate::tree::{Timestamp, TreePath};
 
 /// The names in one directory in byte order, in one allocation, since a directory may hold a hundred thousand.
@@ -284,7 +284,7 @@ pub(super) fn in_parallel<T: Send, R: Default + Send>(
             state.stack.append(&mut more);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+    let threads = cpus().min(8);
     let results = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
             .map(|_| scope.spawn(|| run(R::default())))

@@ -12,9 +12,10 @@ use super::{setup, usage, vm};
 use crate::graphtest::event::Event;
 use crate::graphtest::known::Known;
 use crate::graphtest::report::{Report, Wanted};
-use crate::graphtest::run::{Cell, Options, Required, Rules, Status, cpus, run};
+use crate::graphtest::run::{Cell, Options, Required, Rules, Status, run};
 use crate::graphtest::shard::Shard;
 use crate::graphtest::{Keep, Library, guest, load};
+use crate::sys::cpus;
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::btrfs::subvolumes;
 use crate::graphdriver::{Error, Result};
 use crate::sys::copy::Copier;
-use crate::sys::{fs as sysfs, xattr};
+use crate::sys::{cpus, fs as sysfs, xattr};
 use crate::tree::TreePath;
 
 /// More threads than this find no more work on one disk.
@@ -100,11 +100,7 @@ impl TreeCopy<'_> {
     fn run(&self, root: Arc<Node>) -> Result<()> {
         // The root's own entries first: a tree without subdirectories is not worth a thread.
         self.directory(&root);
-        let threads = {
-            let work = self.lock();
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            work.queue.len().min(cores).min(MAX_THREADS)
-        };
+        let threads = self.lock().queue.len().min(cpus()).min(MAX_THREADS);
         std::thread::scope(|scope| {
             for _ in 1..threads {
                 // A thread that cannot be had is done without.

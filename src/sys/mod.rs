@@ -2,6 +2,7 @@
 
 pub mod btrfs;
 pub mod copy;
+mod cpus;
 pub mod direct;
 pub mod dm;
 pub mod errno;
@@ -23,4 +24,5 @@ pub mod spawn;
 pub mod xattr;
 pub mod zfs;
 
+pub use cpus::cpus;
 pub use identity::{act_as, unshare_fs, with_umask};

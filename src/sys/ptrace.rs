@@ -15,6 +15,8 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
+use super::cpus::Pinned;
+
 /// How the child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -111,6 +113,7 @@ fn traced<T>(
     work: impl FnOnce(T) -> i32,
 ) -> io::Result<Outcome> {
     let parent = nix::unistd::getpid();
+    let pinned = Pinned::here();
     let child = spawn(|| {
         // A parent that is killed before it has set PTRACE_O_EXITKILL would leave a child that stays stopped for ever.
         let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
@@ -129,7 +132,7 @@ fn traced<T>(
             Ok(prepared) => work(prepared),
         }
     })?;
-    let outcome = trace(child, n);
+    let outcome = trace(child, n, &pinned);
     if outcome.is_err() {
         let _ = kill(child, Signal::SIGKILL);
         let _ = waitpid(child, None);
@@ -137,7 +140,7 @@ fn traced<T>(
     outcome
 }
 
-fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
+fn trace(child: Pid, n: u64, pinned: &Pinned) -> io::Result<Outcome> {
     match waitpid(child, None)? {
         WaitStatus::Stopped(..) => {}
         WaitStatus::Exited(_, code) => return Ok(Outcome::Exited(code)),
@@ -206,6 +209,7 @@ fn trace(child: Pid, n: u64) -> io::Result<Outcome> {
             WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
             WaitStatus::PtraceEvent(pid, _, libc::PTRACE_EVENT_EXEC) if pid != child && !killed => {
                 traced.remove(&pid);
+                pinned.free(pid);
                 let _ = ptrace::detach(pid, None);
                 continue;
             }

@@ -23,6 +23,7 @@ use super::engine::{Keep, RunLimits, run_case};
 use super::event::{CellStart, Event, Host, RunStart};
 use super::shard::Part;
 use crate::lab::Register;
+use crate::sys::cpus;
 use schedule::Limits;
 use session::{Done, Job, Session, Task};
 
@@ -116,11 +117,6 @@ pub fn kernel() -> String {
         .release()
         .to_string_lossy()
         .into_owned()
-}
-
-/// How many processors this process may use.
-pub fn cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn host(user: &str) -> Host {

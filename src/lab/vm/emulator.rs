@@ -8,6 +8,7 @@ use std::process::Command;
 use super::error::{VmError, cannot};
 use super::kernel::Kernel;
 use crate::named::named;
+use crate::sys::cpus;
 
 named! {
     /// How a guest's instructions are carried out.
@@ -87,8 +88,7 @@ impl Emulator {
             "-cpu",
             self.cpu(),
         ]);
-        let processors =
-            std::thread::available_parallelism().map_or(1, |n| n.get().min(PROCESSORS));
+        let processors = cpus().min(PROCESSORS);
         command.args([
             "-smp",
             &processors.to_string(),

@@ -16,6 +16,7 @@ use super::mirror::Mirrors;
 use super::program::Program;
 use super::recipe;
 use super::userland::{self, Userland};
+use crate::sys::cpus;
 use crate::sys::remove::remove_tree;
 use crate::sys::spawn::die_with_starter;
 
@@ -243,7 +244,7 @@ fn build(root: &Path, release: &str) -> Result<()> {
     let busybox = root.join("usr/bin/busybox");
     let enter = "cd \"$1\" && for d in dev proc; do \"$0\" mount -o rbind /$d $d || exit; done && \
                  exec \"$0\" chroot . /bin/sh /build.sh \"$2\" \"$3\"";
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = cpus();
     let mut command = Command::new(&busybox);
     command
         .args(["unshare", "--user", "--map-root-user", "--mount"])
