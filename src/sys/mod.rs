@@ -13,6 +13,7 @@ pub mod identity;
 pub mod kmsg;
 pub mod kvm;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod ns;
 mod nvlist;
@@ -21,8 +22,10 @@ pub mod ptrace;
 pub mod quota;
 pub mod remove;
 pub mod spawn;
+mod thread;
 pub mod xattr;
 pub mod zfs;
 
 pub use cpus::cpus;
 pub use identity::{act_as, unshare_fs, with_umask};
+pub use thread::on_own_thread;

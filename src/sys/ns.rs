@@ -43,16 +43,12 @@ pub fn enter_private_mount_ns_of_test() {
 /// The process is gone, or `EPERM` without `CAP_SYS_ADMIN` and `CAP_SYS_CHROOT`.
 pub fn in_mount_ns_of<T: Send>(pid: Pid, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/mnt", pid.as_raw_nonzero()))?;
-    std::thread::scope(|scope| {
-        let entered = scope.spawn(|| {
-            // setns(2) refuses a thread that shares its root and working directory with others.
-            super::identity::unshare_fs()?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
-            Ok(work())
-        });
-        let panicked = |_| io::Error::other("the work panicked");
-        entered.join().map_err(panicked)?
-    })
+    super::on_own_thread(|| {
+        // setns(2) refuses a thread that shares its root and working directory with others.
+        super::identity::unshare_fs()?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))?;
+        Ok(work())
+    })?
 }
 
 /// Puts the process into a user namespace in which it is root (0:0); outside it stays the user it was. No other id is mapped,

@@ -113,7 +113,7 @@ fn traced<T>(
     work: impl FnOnce(T) -> i32,
 ) -> io::Result<Outcome> {
     let parent = nix::unistd::getpid();
-    let pinned = Pinned::here();
+    let pinned = Pinned::new();
     let child = spawn(|| {
         // A parent that is killed before it has set PTRACE_O_EXITKILL would leave a child that stays stopped for ever.
         let bound = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);

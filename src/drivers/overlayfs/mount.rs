@@ -101,16 +101,11 @@ impl OverlayMount<'_> {
 
     /// Works with the home as the current directory, on a thread that does not share it with others.
     fn in_home<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().spawn_scoped(scope, || {
-                sys::unshare_fs()?;
-                rustix::process::chdir(self.home)?;
-                work()
-            })?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
-        })
+        sys::on_own_thread(|| {
+            sys::unshare_fs()?;
+            rustix::process::chdir(self.home)?;
+            work()
+        })?
     }
 
     fn mount_by_parameters(&self) -> io::Result<()> {

@@ -95,11 +95,7 @@ fn aside<T: Send>(home: &Home, trial: impl Fn(&Path) -> Result<T> + Sync) -> Res
             .map_err(failed)?;
         trial(&at)
     };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, work);
-        let joined = thread.map_err(failed)?.join();
-        joined.unwrap_or_else(|_| Err(failed(io::Error::other("the thread panicked"))))
-    })
+    sys::on_own_thread(work).map_err(failed)?
 }
 
 struct Probe<'a> {

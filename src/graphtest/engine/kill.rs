@@ -17,14 +17,15 @@ use crate::drivers::copy::{Files, copy_tree};
 use crate::graphdriver::CreateOpts;
 use crate::graphtest::outcome::Progress;
 use crate::graphtest::step::{Action, Expect, KillStep, Step};
+use crate::sys::memory::give_back_free;
 use crate::sys::ptrace::{Outcome, fork_prepared_killed_at_syscall};
 use crate::tree::compare;
 
 /// More system calls than any sensible step makes.
 const MAX_CALLS: u64 = 5_000;
 
-/// A child that another thread's lock at the moment of the fork keeps waiting for ever (std has one for starting threads) is
-/// given up after so many seconds, and forked again so many times.
+/// A child that another thread's lock at the moment of the fork keeps waiting for ever (std has one for starting threads, as copying a
+/// large tree does) is given up after so many seconds, and forked again so many times.
 const PATIENCE: u32 = 15;
 const TRIES: u32 = 3;
 
@@ -63,6 +64,8 @@ enum Touch {
 impl World<'_> {
     pub fn kill(&mut self, s: &KillStep) -> Done {
         let crash = self.crash(&s.body, &s.then)?;
+        // For there are to be hundreds of children.
+        give_back_free();
         let mut n = 1;
         while self.crash_at(&crash, s.started, n)? {
             n += 1;
