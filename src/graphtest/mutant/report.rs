@@ -131,6 +131,17 @@ pub(super) fn metadata_missed(changes: &mut Vec<Change>, layer: &Layer<'_>) -> R
     Ok(())
 }
 
+/// In a large layer, files of the same size as before are left out.
+pub(super) fn many_by_size(changes: &mut Vec<Change>, layer: &Layer<'_>) -> Result<()> {
+    const MANY: usize = 10_000;
+    let (new, old) = both(layer)?;
+    changes.retain(|c| match (new.get(&c.path), old.get(&c.path)) {
+        (Some(n), Some(o)) if n.is_file() && new.len() > MANY => n.meta.size() != o.meta.size(),
+        _ => true,
+    });
+    Ok(())
+}
+
 /// Files changed without a change of size within the same second are left out.
 pub(super) fn same_size_missed(changes: &mut Vec<Change>, layer: &Layer<'_>) -> Result<()> {
     let missed = same_size_files(layer)?;

@@ -194,6 +194,7 @@ mutants! {
     "changes-first-twice" "A path is listed twice." R(Recipe { changes: Some(report::first_twice), ..Recipe::NONE });
     "changes-unsorted" "Changes are not sorted." R(Recipe { changes: Some(report::unsorted), ..Recipe::NONE });
     "changes-metadata-missed" "A change of mode or owner is not listed." R(Recipe { changes: Some(report::metadata_missed), ..Recipe::NONE });
+    "changes-many-by-size" "In a layer of more than 10,000 files, one that is as long as before is not listed." R(Recipe { changes: Some(report::many_by_size), ..Recipe::NONE });
     "changes-touch-missed" "A change of a file's time is not listed." R(Recipe { changes: Some(report::touch_missed), ..Recipe::NONE });
     "changes-dir-touch" "A change of a directory's time is listed." R(Recipe { changes: Some(report::dir_touch_reported), ..Recipe::NONE });
     "changes-xattrs-missed" "A change of an extended attribute is not listed." R(Recipe { changes: Some(report::xattrs_missed), ..Recipe::NONE });
