@@ -41,7 +41,14 @@ impl World<'_> {
         }
     }
 
-    /// The same in a layer that is shown at `root`, by whomever, without the look afterwards.
+    /// The same without the look afresh.
+    pub(super) fn operate_once(&mut self, id: &str, ops: &[At<Op>]) -> Done {
+        let plainly = Expect::default();
+        self.inside(id, &plainly, |world, root, _| world.work_in(id, root, ops))
+            .map(drop)
+    }
+
+    /// The same in a layer that is shown at `root`, by whomever.
     pub(super) fn work_in(&mut self, id: &str, root: BorrowedFd<'_>, ops: &[At<Op>]) -> Done {
         let plain: Vec<Op> = ops.iter().map(|op| op.value.clone()).collect();
         let outcomes = self.run_ops(root, &plain)?;

@@ -24,7 +24,11 @@ impl World<'_> {
             }
             let ops: &[At<Op>] = s.each.each.get(i).map_or(&[], |ops| &**ops);
             if !ops.is_empty() {
-                self.operate_in(&id, ops, &Expect::default())?;
+                // What a layer holds when it is shown afresh, the next one shows.
+                match i + 1 < s.length as usize {
+                    true => self.operate_once(&id, ops)?,
+                    false => self.operate_in(&id, ops, &Expect::default())?,
+                }
             }
             parent = Some(id);
         }
