@@ -248,10 +248,21 @@ impl Home {
         open_dir(rustix::fs::CWD, &path).map_err(|e| Error::io("open", path, e))
     }
 
-    /// Puts a new directory in the place of one that nothing is mounted on any more here: the kernel drops what other namespaces, such as
-    /// those of containers, still have mounted on the old one (Linux 3.18), which would keep the layer in use. That is best done where
-    /// there is room; else, or where somebody wrote into the directory, it stays, for it is there to be mounted on.
-    pub fn renew_mount_point(&self, at: &Path) {
+    /// Unmounts a layer, and has other namespaces, such as those of containers, lose their copies of the mount, which would keep the
+    /// layer in use.
+    pub fn take_away(&self, at: &Path, unmount: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let mounted = sys::mount::is_mount_point(at).unwrap_or(false);
+        unmount(at)?;
+        if mounted {
+            self.renew_mount_point(at);
+        }
+        Ok(())
+    }
+
+    /// Puts a new directory in the place of one that nothing is mounted on any more here: the kernel drops what other namespaces still
+    /// have mounted on the old one (Linux 3.18). That is best done where there is room; else, or where somebody wrote into the
+    /// directory, it stays, for it is there to be mounted on.
+    fn renew_mount_point(&self, at: &Path) {
         let Ok(old) = rustix::fs::lstat(at) else {
             return;
         };

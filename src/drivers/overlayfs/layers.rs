@@ -107,7 +107,7 @@ impl Mounts {
         if self.counter.decrement(&merged) > 0 {
             return Ok(());
         }
-        self.take_away(home, &merged)
+        home.take_away(&merged, |at| self.mounter.unmount(at))
     }
 
     /// Unmounts the layer whoever uses it, and forgets that.
@@ -141,7 +141,7 @@ impl Mounts {
                 .unwrap_or(Path::new(""));
             if let Some(point) = self.point_above(inside) {
                 let done = if inside == point {
-                    self.take_away(home, &mount.path)
+                    home.take_away(&mount.path, |at| self.mounter.unmount(at))
                 } else {
                     detach(&mount.path)
                 };
@@ -210,16 +210,6 @@ impl Mounts {
                 label,
             }),
         }
-    }
-
-    /// Unmounts the layer here, and where other namespaces have copies of the mount.
-    fn take_away(&self, home: &Home, merged: &Path) -> Result<()> {
-        let mounted = sys::mount::is_mount_point(merged).unwrap_or(false);
-        self.mounter.unmount(merged)?;
-        if mounted {
-            home.renew_mount_point(merged);
-        }
-        Ok(())
     }
 
     fn plain(&self) -> MutexGuard<'_, HashMap<LayerId, u64>> {

@@ -52,14 +52,14 @@ impl Mounts {
         if self.0.decrement(&at) > 0 {
             return Ok(());
         }
-        take_away(home, &at)
+        home.take_away(&at, unmount)
     }
 
     /// Unmounts the layer whoever uses it, and forgets that.
     pub fn release(&self, home: &Home, id: &LayerId) -> Result<()> {
         let at = home.layer_path(id);
         self.0.forget(&at);
-        take_away(home, &at)?;
+        home.take_away(&at, unmount)?;
         // An earlier process may have mounted it twice.
         match std::fs::symlink_metadata(&at) {
             Ok(_) => unmount_below(&at),
@@ -76,7 +76,7 @@ impl Mounts {
         for mount in below.iter().rev() {
             let done = if mount.path.parent() == Some(&graph) {
                 self.0.forget(&mount.path);
-                take_away(home, &mount.path)
+                home.take_away(&mount.path, unmount)
             } else if mount.path.starts_with(&graph) && mount.path != graph {
                 detach(&mount.path)
             } else {
@@ -140,16 +140,6 @@ fn mount(dataset: &str, at: &Path, label: &str) -> Result<()> {
         sys::mount::mount(Path::new(dataset), at, "zfs", none, data.as_bytes())
     })
     .map_err(|e| Error::io("mount", at, e))
-}
-
-/// Unmounts the layer here, and where other namespaces have copies of the mount.
-fn take_away(home: &Home, at: &Path) -> Result<()> {
-    let mounted = sys::mount::is_mount_point(at).unwrap_or(false);
-    unmount(at)?;
-    if mounted {
-        home.renew_mount_point(at);
-    }
-    Ok(())
 }
 
 /// Unmounts; that nothing is mounted is success.
