@@ -20,6 +20,16 @@ use crate::tree::{Compare, Kind, Tree, TreePath, compare};
 /// How a step names "no parent".
 const NONE: &str = "none";
 
+/// A diff that was applied to a fresh layer.
+struct Applied {
+    /// The names in it, directories without the final `/`.
+    names: BTreeSet<Vec<u8>>,
+    /// The size that applying it gave.
+    size: u64,
+    /// What was done, for a failure.
+    what: String,
+}
+
 impl World<'_> {
     /// The parent that a step means: the one it names, else the layer's own.
     pub(super) fn parent_meant(&self, id: &str, named: Option<&str>) -> Option<String> {
@@ -342,19 +352,34 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Diffs `id`, applies it to the fresh layer `copy`, and compares the two.
+    /// Diffs `id`, applies it to the fresh layer `copy`, and compares the two. Each is held meanwhile, so that it is shown once.
     fn carry(&mut self, id: &str, from: Option<&str>, copy: &str, onto: Option<&str>) -> Done {
+        let plainly = Expect::default();
+        let carried = self.inside(id, &plainly, |world, _, _| {
+            let applied = world.apply_diff_of(id, from, copy, onto)?;
+            let compared = world.inside(copy, &Expect::default(), |world, _, _| {
+                world.compare_copy(id, from, copy, onto, &applied)
+            });
+            compared.map(drop)
+        });
+        carried.map(drop)
+    }
+
+    /// Diffs `id` and applies it to the fresh layer `copy`.
+    fn apply_diff_of(
+        &mut self,
+        id: &str,
+        from: Option<&str>,
+        copy: &str,
+        onto: Option<&str>,
+    ) -> Done<Applied> {
         let what = format!("diff {id}");
         let path = self.whole_diff(id, from)?;
         let entries = archives::read_entries(&path, &what)?;
-        let carried: BTreeSet<&[u8]> = entries.iter().map(|e| plain_name(&e.header)).collect();
-        self.create_layer(
-            copy,
-            onto,
-            false,
-            &CreateOpts::default(),
-            &Expect::default(),
-        )?;
+        let names = entries.iter().map(|e| plain_name(&e.header).to_vec());
+        let names = names.collect();
+        let (opts, plainly) = (CreateOpts::default(), Expect::default());
+        self.create_layer(copy, onto, false, &opts, &plainly)?;
         let archive = Archive { path, effect: None };
         let mut input = Chunked::new(archive.open()?, usize::MAX);
         let what = format!("apply the diff of {id} to a fresh layer");
@@ -364,12 +389,24 @@ impl World<'_> {
                 "{what}: expected the stream to be read to its end, it was not"
             )));
         }
+        Ok(Applied { names, size, what })
+    }
+
+    fn compare_copy(
+        &mut self,
+        id: &str,
+        from: Option<&str>,
+        copy: &str,
+        onto: Option<&str>,
+        applied: &Applied,
+    ) -> Done {
+        let Applied { names, size, what } = applied;
         let (expected, found) = (self.tree_of(id)?, self.adopt(copy)?);
         let how = Compare {
             ignore_sockets: true,
             ..self.comparison()
         };
-        let wanted = archived(&expected, |path| carried.contains(path.as_bytes()));
+        let wanted = archived(&expected, |path| names.contains(path.as_bytes()));
         let diff = compare(&wanted, &archived(&found, |_| true), &how);
         if !diff.is_empty() {
             return Err(Fail::lines(
@@ -386,14 +423,14 @@ impl World<'_> {
                 "{what}: expected the size {a} of {id}, found {b}"
             )));
         }
-        if onto.is_none() && size != b {
+        if onto.is_none() && *size != b {
             return Err(Fail::new(format!(
                 "{what}: expected apply to return the size {b}, it returned {size}"
             )));
         }
         if from == onto {
             self.same_changes(id, copy, onto, &expected)
-                .map_err(|f| f.context(&what))?;
+                .map_err(|f| f.context(what))?;
         }
         Ok(())
     }
