@@ -34,7 +34,11 @@ pub(super) fn check(image: &Image, images: &[PathBuf], nodes: &Path) -> Damage {
     let mut found = Damage::default();
     let run = |on: &Path| {
         let arguments = arguments.iter().map(std::ffi::OsStr::new);
-        program.output(arguments.chain([on.as_os_str()]))
+        let run = || program.output(arguments.clone().chain([on.as_os_str()]));
+        image.undisturbed(run, |done| {
+            let failed = done.as_ref().ok().filter(|out| !out.status.success());
+            failed.map(|out| String::from_utf8_lossy(&out.stderr).into_owned())
+        })
     };
     let result = if let [only] = images {
         run(only)

@@ -23,8 +23,6 @@ use crate::sys::mount::{MountFlags, mount, remount, umount_below};
 const SIZE: u64 = 4 << 30;
 /// The smallest file that zfs takes for a pool is 64 MiB, of which it keeps most for itself.
 const LEAST_POOL: u64 = 128 << 20;
-/// How often the maker of a filesystem is run when others disturb it.
-const TRIES: u32 = 10;
 /// How long the last users of a loop device may take after it was unmounted.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -145,14 +143,10 @@ impl Stack {
             .map(Into::into)
             .chain(images)
             .collect();
-        let mut tries = TRIES;
-        loop {
-            tries -= 1;
-            match image.mkfs.run(arguments.iter().cloned()) {
-                Err(e) if tries > 0 && image.was_disturbed(&e) => {}
-                done => return done,
-            }
-        }
+        image.undisturbed(
+            || image.mkfs.run(&arguments),
+            |made| made.as_ref().err().map(ToString::to_string),
+        )
     }
 
     fn make_pool(&mut self, pool: &Pool, wanted: Option<&Fresh>) -> io::Result<()> {

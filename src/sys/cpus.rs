@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::sync::lock;
 
 /// How many processors this process may use, as it was when first asked: the answer takes several files to read, and a thread that is
-/// [`Pinned`] for a while would be told one.
+/// kept on one of them for a while would be told one.
 pub fn cpus() -> usize {
     static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))

@@ -1,6 +1,7 @@
 //! Backings from outside: what is missing is said, and a run that is killed on them leaves what `graphtest clean` gives back.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -84,6 +85,43 @@ fn a_missing_checker_is_said_and_no_failure() {
     let run = without(&bench, "xfs_repair", &args).must(0);
     let words = "not checked for damage: xfs_repair is not installed; Debian's package is xfsprogs";
     assert!(run.out.contains(words), "{}", run.out);
+}
+
+/// Programs of btrfs look at every loop device, and fail when one goes in that moment.
+#[test]
+fn programs_are_run_again_where_a_device_of_others_went() {
+    root();
+    for (name, disturbed, status) in [
+        ("mkfs.btrfs", 1, 0),
+        ("mkfs.btrfs", 99, 3),
+        ("btrfs", 1, 0),
+        ("btrfs", 99, 1),
+    ] {
+        let real = file_of(name);
+        let bench = Bench::new();
+        let suite = bench.suite(&[("good", "must", GOOD)]);
+        let programs = bench.path("programs");
+        fs::create_dir(&programs).unwrap();
+        let script = format!(
+            "#!/bin/sh\n\
+             echo >> \"$0.runs\"\n\
+             if [ $(wc -l < \"$0.runs\") -gt {disturbed} ]; then exec {} \"$@\"; fi\n\
+             echo 'ERROR: cannot check mount status: No such device or address' >&2\n\
+             exit 1\n",
+            real.display()
+        );
+        let program = programs.join(name);
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let args = ["run", "--suite", &suite, "--target", "vfs", "--on", "btrfs"];
+        let mut command = bench.command(Path::new(BINARY), &args);
+        command.env("PATH", format!("{}:{path}", programs.display()));
+        let run = Run::of(command.output().unwrap()).must(status);
+        let told = run.out.contains("cannot check mount status");
+        assert_eq!(told, status != 0, "{}", run.out);
+        assert_eq!(bench.registered(), 0);
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ const fn image(options: &'static str, devices: u64, prepare: Prepare) -> Recipe 
         fs_type: "btrfs",
         mkfs: Program::new("mkfs.btrfs", "btrfs-progs"),
         arguments: &["-q", "-f", "-K"],
-        disturbed: Some("cannot check mount status"),
+        disturbed: Some("not check mount status"),
         inodes: None,
         options,
         devices,

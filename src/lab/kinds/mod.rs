@@ -60,7 +60,7 @@ pub(super) struct Image {
     pub mkfs: Program,
     /// The arguments, before those for the inodes and the images.
     pub arguments: &'static [&'static str],
-    /// What its maker says when it could not see to its end what else is mounted, since a device went meanwhile: it is run again then.
+    /// What its programs say when they could not see to its end what else is mounted, since a device of others went meanwhile.
     pub disturbed: Option<&'static str>,
     /// The arguments that limit the number of inodes, from the size in bytes and the number; `None`: there is no such limit.
     pub inodes: Option<fn(u64, u64) -> Vec<String>>,
@@ -77,10 +77,21 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Whether its maker failed for nothing but what others did meanwhile.
-    pub(super) fn was_disturbed(&self, e: &io::Error) -> bool {
-        self.disturbed
-            .is_some_and(|said| e.to_string().contains(said))
+    /// Runs one of its programs, and again while it fails for nothing but what others did meanwhile; `said` is what it says when it fails.
+    pub(super) fn undisturbed<T>(
+        &self,
+        mut run: impl FnMut() -> T,
+        said: impl Fn(&T) -> Option<String>,
+    ) -> T {
+        const TRIES: usize = 10;
+        for _ in 1..TRIES {
+            let done = run();
+            let was = |said: String| self.disturbed.is_some_and(|d| said.contains(d));
+            if !said(&done).is_some_and(was) {
+                return done;
+            }
+        }
+        run()
     }
 }
 
