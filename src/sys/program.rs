@@ -1,10 +1,12 @@
 //! Programs of the machine: where they are, which package has them, what they say.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 
 /// A program and the Debian package that has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +64,31 @@ impl Program {
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", self.name)))
     }
 
-    /// The version that it tells: `NAME: version VERSION`, a line of what `--version` prints.
+    /// The version that it tells: `NAME: version VERSION`, a line of what `--version` prints. A file that told it already is not asked
+    /// again.
     ///
     /// # Errors
     /// Those of [`Program::output`]; what it says instead.
     pub fn version(self) -> io::Result<String> {
+        static TOLD: Mutex<BTreeMap<PathBuf, (FileId, String)>> = Mutex::new(BTreeMap::new());
+        let path = self.find()?;
+        let file = FileId::of(&path)?;
+        // In a child that was forked while another thread had the lock, nobody gives it back.
+        let told = TOLD.try_lock().ok();
+        if let Some((of, version)) = told.as_ref().and_then(|told| told.get(&path))
+            && *of == file
+        {
+            return Ok(version.clone());
+        }
+        drop(told);
+        let version = self.ask_version()?;
+        if let Ok(mut told) = TOLD.try_lock() {
+            told.insert(path, (file, version.clone()));
+        }
+        Ok(version)
+    }
+
+    fn ask_version(self) -> io::Result<String> {
         let out = self.output(["--version"])?;
         let said = String::from_utf8_lossy(&out.stdout);
         let mut lines = said.lines().filter_map(|l| l.strip_prefix(self.name));
@@ -92,6 +114,23 @@ impl Program {
             "{}: {}: {said}",
             self.name, out.status
         )))
+    }
+}
+
+/// A file as it is now: what is written into it, or put in its place, is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    inode: (u64, u64),
+    changed: (i64, i64),
+}
+
+impl FileId {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = path.metadata()?;
+        Ok(Self {
+            inode: (found.dev(), found.ino()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
     }
 }
 

@@ -1,9 +1,7 @@
 //! The program as what mounts overlays: found, tried out, and used.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -22,47 +20,15 @@ const MAX_LOWERS: usize = 128;
 /// Bytes; more than the program needs for what it makes at its start.
 const ROOM: usize = 64 << 10;
 
-/// The version of the program on the `PATH`, as it tells it. A file that told it already is not asked again.
+/// The version of the program on the `PATH`, as it tells it.
 ///
 /// # Errors
 /// [`Error::NotSupported`] when there is none, or it does not run.
 pub(super) fn version() -> Result<String> {
-    static TOLD: Mutex<Option<(FileId, String)>> = Mutex::new(None);
     let program = sys::program::Program::new(NAME, NAME);
-    let failed = |e: io::Error| Error::NotSupported(format!("the program {e}"));
-    let file = program
-        .find()
-        .and_then(|path| FileId::of(&path))
-        .map_err(failed)?;
-    // In a child that was forked while another thread had the lock, nobody gives it back.
-    let mut told = TOLD.try_lock();
-    if let Ok(Some((of, version))) = told.as_deref()
-        && *of == file
-    {
-        return Ok(version.clone());
-    }
-    let version = program.version().map_err(failed)?;
-    if let Ok(told) = &mut told {
-        **told = Some((file, version.clone()));
-    }
-    Ok(version)
-}
-
-/// A file as it is now: what is written into it, or put in its place, is another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
-    inode: (u64, u64),
-    changed: (i64, i64),
-}
-
-impl FileId {
-    fn of(path: &Path) -> io::Result<Self> {
-        let found = path.metadata()?;
-        Ok(Self {
-            inode: (found.dev(), found.ino()),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
-    }
+    program
+        .version()
+        .map_err(|e| Error::NotSupported(format!("the program {e}")))
 }
 
 /// The program, and what it does on a home.
