@@ -19,6 +19,7 @@ use crate::named::named;
 use crate::sys::fs::for_each_name;
 use crate::sys::fsctl::ignore_case;
 use crate::sys::ns::enter_private_mount_ns;
+use crate::sys::on_own_thread;
 use crate::sys::ptrace::fork_killed_at_syscall;
 use crate::sys::quota::Projects;
 
@@ -325,11 +326,10 @@ fn overlay(at: &Path) -> Result<(), String> {
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir(at.join(name)).map_err(|e| e.to_string())?;
     }
-    let at = at.to_path_buf();
-    let tried = std::thread::spawn(move || {
+    let tried = on_own_thread(|| {
         enter_private_mount_ns().map_err(|e| format!("unshare of the mount namespace: {e}"))?;
         // Relative names keep commas, colons and backslashes of the path out of the options.
-        std::env::set_current_dir(&at).map_err(|e| e.to_string())?;
+        std::env::set_current_dir(at).map_err(|e| e.to_string())?;
         let options = match real_root() {
             Ok(()) => c"lowerdir=lower,upperdir=upper,workdir=work",
             Err(_) => c"lowerdir=lower,upperdir=upper,workdir=work,userxattr",
@@ -339,9 +339,7 @@ fn overlay(at: &Path) -> Result<(), String> {
         File::create("merged/written").map_err(|e| format!("write in an overlay: {e}"))?;
         Ok(())
     });
-    tried
-        .join()
-        .unwrap_or_else(|_| Err("the probe panicked".to_string()))
+    tried.map_err(|e| e.to_string())?
 }
 
 fn ptrace() -> Result<(), String> {
