@@ -41,14 +41,7 @@ impl World<'_> {
         }
     }
 
-    /// The same without the look afresh.
-    pub(super) fn operate_once(&mut self, id: &str, ops: &[At<Op>]) -> Done {
-        let plainly = Expect::default();
-        self.inside(id, &plainly, |world, root, _| world.work_in(id, root, ops))
-            .map(drop)
-    }
-
-    /// The same in a layer that is shown at `root`, by whomever.
+    /// The same in a layer that is shown at `root`, by whomever, without the look afterwards.
     pub(super) fn work_in(&mut self, id: &str, root: BorrowedFd<'_>, ops: &[At<Op>]) -> Done {
         let plain: Vec<Op> = ops.iter().map(|op| op.value.clone()).collect();
         let outcomes = self.run_ops(root, &plain)?;
@@ -88,14 +81,13 @@ impl World<'_> {
         if self.layers.tree(id).is_none() {
             return Ok(());
         }
-        self.inside(id, &Expect::default(), |world, root, _| {
+        self.must_inside(id, |world, root| {
             let found = world.check_layer(id, root, "after put and a fresh get")?;
             if let Some(found) = found {
                 world.layers.learn_times(id, &found);
             }
             Ok(())
-        })?;
-        Ok(())
+        })
     }
 
     fn run_ops(&mut self, root: BorrowedFd<'_>, ops: &[Op]) -> Done<Vec<Outcome>> {
@@ -148,14 +140,12 @@ impl World<'_> {
             return Ok(());
         }
         let all: Vec<Op> = ops.iter().map(|op| op.value.clone()).collect();
-        let (in_layer, tree) = self
-            .inside(id, &Expect::default(), |world, root, _| {
-                let outcomes = world.run_ops(root, &all)?;
-                judge_stated(ops, &outcomes)?;
-                world.follow(id, root, ops, &outcomes)?;
-                Ok((outcomes, scan_root(id, root)?))
-            })?
-            .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))?;
+        let (in_layer, tree) = self.must_inside(id, |world, root| {
+            let outcomes = world.run_ops(root, &all)?;
+            judge_stated(ops, &outcomes)?;
+            world.follow(id, root, ops, &outcomes)?;
+            Ok((outcomes, scan_root(id, root)?))
+        })?;
         // What the layer may refuse and did refuse is left out, and so is what speaks of the inodes or the space of the layer.
         let comparable: Vec<usize> = (0..ops.len())
             .filter(|&i| {
@@ -200,14 +190,12 @@ impl World<'_> {
 
     /// From now on the layer ought to hold what it holds now; gives that.
     pub fn adopt(&mut self, id: &str) -> Done<Tree> {
-        let (found, model) = self
-            .inside(id, &Expect::default(), |world, root, _| {
-                let found = scan_root(id, root)?;
-                let model = Model::of_directory(root, &found, world.layers.model(id))
-                    .map_err(|e| Fail::new(format!("{id} cannot be read: {e}")))?;
-                Ok((found, model))
-            })?
-            .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))?;
+        let (found, model) = self.must_inside(id, |world, root| {
+            let found = scan_root(id, root)?;
+            let model = Model::of_directory(root, &found, world.layers.model(id))
+                .map_err(|e| Fail::new(format!("{id} cannot be read: {e}")))?;
+            Ok((found, model))
+        })?;
         self.layers.adopt(id, model);
         Ok(found)
     }
@@ -219,8 +207,7 @@ impl World<'_> {
 
     /// The same for a get that must succeed.
     pub fn tree_of(&mut self, id: &str) -> Done<Tree> {
-        self.scan_layer(id, &Expect::default())?
-            .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))
+        self.must_inside(id, |_, root| scan_root(id, root))
     }
 
     pub fn tree(&mut self, s: &TreeStep, expect: &Expect) -> Done {

@@ -20,9 +20,18 @@ use crate::tree::{Compare, Kind, Tree, TreePath, compare};
 /// How a step names "no parent".
 const NONE: &str = "none";
 
-/// A diff that was applied to a fresh layer.
+/// A layer whose diff against `from` is applied to the fresh layer `copy`, made on `onto`.
+#[derive(Clone, Copy)]
+struct Trip<'t> {
+    id: &'t str,
+    from: Option<&'t str>,
+    copy: &'t str,
+    onto: Option<&'t str>,
+}
+
+/// What came of it.
 struct Applied {
-    /// The names in it, directories without the final `/`.
+    /// The names in the diff, directories without the final `/`.
     names: BTreeSet<Vec<u8>>,
     /// The size that applying it gave.
     size: u64,
@@ -338,11 +347,16 @@ impl World<'_> {
         let mut made = Vec::new();
         for turn in 1..=turns {
             let copy = format!("{}-round-trip-{turn}", s.id);
-            self.carry(&source.0, source.1.as_deref(), &copy, onto.as_deref())
-                .map_err(|f| match turn {
-                    1 => f,
-                    _ => f.context("the second time"),
-                })?;
+            let trip = Trip {
+                id: &source.0,
+                from: source.1.as_deref(),
+                copy: &copy,
+                onto: onto.as_deref(),
+            };
+            self.carry(trip).map_err(|f| match turn {
+                1 => f,
+                _ => f.context("the second time"),
+            })?;
             made.push(copy.clone());
             source = (copy, onto.clone());
         }
@@ -352,27 +366,21 @@ impl World<'_> {
         Ok(())
     }
 
-    /// Diffs `id`, applies it to the fresh layer `copy`, and compares the two. Each is held meanwhile, so that it is shown once.
-    fn carry(&mut self, id: &str, from: Option<&str>, copy: &str, onto: Option<&str>) -> Done {
-        let plainly = Expect::default();
-        let carried = self.inside(id, &plainly, |world, _, _| {
-            let applied = world.apply_diff_of(id, from, copy, onto)?;
-            let compared = world.inside(copy, &Expect::default(), |world, _, _| {
-                world.compare_copy(id, from, copy, onto, &applied)
-            });
-            compared.map(drop)
-        });
-        carried.map(drop)
+    /// Applies the diff, and compares the two layers. Each is held meanwhile, so that it is shown once.
+    fn carry(&mut self, trip: Trip<'_>) -> Done {
+        self.must_inside(trip.id, |world, _| {
+            let applied = world.apply_diff(trip)?;
+            world.must_inside(trip.copy, |world, _| world.compare_copy(trip, &applied))
+        })
     }
 
-    /// Diffs `id` and applies it to the fresh layer `copy`.
-    fn apply_diff_of(
-        &mut self,
-        id: &str,
-        from: Option<&str>,
-        copy: &str,
-        onto: Option<&str>,
-    ) -> Done<Applied> {
+    fn apply_diff(&mut self, trip: Trip<'_>) -> Done<Applied> {
+        let Trip {
+            id,
+            from,
+            copy,
+            onto,
+        } = trip;
         let what = format!("diff {id}");
         let path = self.whole_diff(id, from)?;
         let entries = archives::read_entries(&path, &what)?;
@@ -392,14 +400,13 @@ impl World<'_> {
         Ok(Applied { names, size, what })
     }
 
-    fn compare_copy(
-        &mut self,
-        id: &str,
-        from: Option<&str>,
-        copy: &str,
-        onto: Option<&str>,
-        applied: &Applied,
-    ) -> Done {
+    fn compare_copy(&mut self, trip: Trip<'_>, applied: &Applied) -> Done {
+        let Trip {
+            id,
+            from,
+            copy,
+            onto,
+        } = trip;
         let Applied { names, size, what } = applied;
         let (expected, found) = (self.tree_of(id)?, self.adopt(copy)?);
         let how = Compare {

@@ -180,6 +180,16 @@ impl World<'_> {
         put.map(|()| Some(value))
     }
 
+    /// The same for a get that must succeed.
+    pub fn must_inside<T>(
+        &mut self,
+        id: &str,
+        work: impl FnOnce(&mut Self, BorrowedFd<'_>) -> Done<T>,
+    ) -> Done<T> {
+        self.inside(id, &Expect::default(), |world, root, _| work(world, root))?
+            .ok_or_else(|| Fail::new("a get that must succeed gave nothing"))
+    }
+
     pub fn mounted(&self, s: &MountedStep) -> Done {
         let home = self.home.canonicalize();
         let home = home.unwrap_or_else(|_| self.home.clone());

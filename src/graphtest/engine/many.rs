@@ -15,24 +15,23 @@ use crate::tree::op::Op;
 impl World<'_> {
     pub fn chain(&mut self, s: &ChainStep, expect: &Expect) -> Done {
         let mut parent = s.on.clone();
+        let mut worked_in = None;
         for i in 0..s.length as usize {
             let id = format!("{}{}", s.prefix, i + 1);
             let opts = CreateOpts::default();
             // The end of a chain is where a driver may give up; what it made before stays.
             if !self.create_layer(&id, parent.as_deref(), false, &opts, expect)? {
-                return Ok(());
+                break;
             }
             let ops: &[At<Op>] = s.each.each.get(i).map_or(&[], |ops| &**ops);
             if !ops.is_empty() {
-                // What a layer holds when it is shown afresh, the next one shows.
-                match i + 1 < s.length as usize {
-                    true => self.operate_once(&id, ops)?,
-                    false => self.operate_in(&id, ops, &Expect::default())?,
-                }
+                self.must_inside(&id, |world, root| world.work_in(&id, root, ops))?;
+                worked_in = Some(id.clone());
             }
             parent = Some(id);
         }
-        Ok(())
+        // What the others hold when they are shown afresh, the next one shows.
+        worked_in.map_or(Ok(()), |id| self.look_afresh(&id))
     }
 
     pub fn repeat(&mut self, s: &RepeatStep) -> Done {

@@ -45,7 +45,7 @@ impl World<'_> {
     }
 
     pub fn default_subvolume(&mut self, s: &DefaultSubvolumeStep) -> Done {
-        self.inside(&s.id, &Expect::default(), |_, root, _| {
+        self.must_inside(&s.id, |_, root| {
             sys::btrfs::set_default(root).map_err(|e| {
                 Fail::new(format!(
                     "{} cannot be made the default subvolume: {e}",
@@ -53,15 +53,13 @@ impl World<'_> {
                 ))
             })
         })
-        .map(drop)
     }
 
     pub fn read_only_subvolume(&mut self, s: &ReadOnlySubvolumeStep) -> Done {
-        self.inside(&s.id, &Expect::default(), |_, root, _| {
+        self.must_inside(&s.id, |_, root| {
             sys::btrfs::set_read_only(root, true)
                 .map_err(|e| Fail::new(format!("{} cannot be made read-only: {e}", s.id)))
         })
-        .map(drop)
     }
 
     /// Somebody who has nothing to do with the driver has a subvolume of the same filesystem mounted read-only beside its home, which must

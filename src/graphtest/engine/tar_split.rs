@@ -11,7 +11,7 @@ use super::call::{Done, Fail, describe};
 use super::differ::first_difference;
 use super::world::World;
 use crate::archive::split::{Getter, Recorder, assemble};
-use crate::graphtest::step::{Expect, TarSplitStep};
+use crate::graphtest::step::TarSplitStep;
 use crate::sys::fs::open_in_root;
 
 impl World<'_> {
@@ -54,10 +54,9 @@ impl World<'_> {
             return rebuild(metadata, again, &|name: &[u8]| files.get(name));
         }
         let (metadata, again): (PathBuf, PathBuf) = (metadata.into(), again.into());
-        self.inside(id, &Expect::default(), |_, root, _| {
+        self.must_inside(id, |_, root| {
             rebuild(&metadata, &again, &|name: &[u8]| open_file(root, name))
         })
-        .map(drop)
     }
 }
 
